@@ -1,0 +1,1 @@
+"""What the kubelet says and is told about devices: PodResources, checkpoints, device plugins."""

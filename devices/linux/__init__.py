@@ -1,0 +1,1 @@
+"""The only place that touches sysfs, uevents, netlink and network namespaces."""

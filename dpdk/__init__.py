@@ -1,0 +1,1 @@
+"""DPDK: drivers, IOMMU groups, hugepages and EAL arguments."""

@@ -1,0 +1,188 @@
+"""The async core: carries a plan out, and takes down what stands.
+
+Delegates run concurrently, each as soon as those it waits for are done. The first failure calls off what has not
+started; the caller then takes everything down, in reverse. Taking down goes on past failures and says what could not
+be done.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import ClassVar
+
+import anyio
+import anyio.to_thread
+
+from devices.linux.netns import identity
+from multus import devinfo
+from multus.cni.conf import NetworkConf, parse_conf
+from multus.cni.errors import CNIError, to_cni
+from multus.cni.result import Result, parse_result
+from multus.delegates.chain import Chain, Target
+from multus.errors import Fault, MultusError
+from multus.sandbox import Attachment, Sandbox
+from multus.slots import Priority, Slots
+
+logger = logging.getLogger(__name__)
+
+_GRACE = 5.0  # seconds that running delegates are given after another one failed
+
+Step = Callable[[str], None]
+"""Told the name of every step that is about to be irrevocable; drills end the process there."""
+
+
+class AttachError(MultusError):
+    """A network could not be attached; whatever had been was taken down again."""
+
+    fault: ClassVar[Fault] = Fault.PEER
+
+    def __init__(self, sandbox: Sandbox, attachment: Attachment, cause: Exception) -> None:
+        where = f"{sandbox.pod_namespace}/{sandbox.pod_name}/{sandbox.pod_uid}:{attachment.network}"
+        super().__init__(f"[{where}]: error adding container to network {attachment.network!r}: {cause}")
+        self.cause = cause
+        self.attachment = attachment
+
+    def as_cni(self) -> CNIError:
+        """The delegate's own code and details, under a message that names the pod and the network."""
+        told = to_cni(self.cause)
+        return CNIError(told.code, self.message, told.details)
+
+
+class TakeDownError(MultusError):
+    """Some of a sandbox's networks could not be taken down; the journal keeps it until they are."""
+
+    fault: ClassVar[Fault] = Fault.PEER
+    retry: ClassVar[bool] = True
+
+    def __init__(self, failures: Sequence[tuple[Attachment, Exception]]) -> None:
+        super().__init__(
+            "errors: " + " / ".join(f"{item.network} ({item.ifname}): {error}" for item, error in failures)
+        )
+
+
+class Attacher:
+    """Runs delegates for sandboxes. `deadline` is how long one whole take-down may last, in seconds."""
+
+    def __init__(self, chain: Chain, slots: Slots, *, devinfo_dir: Path, deadline: float, step: Step) -> None:
+        self._chain = chain
+        self._slots = slots
+        self._devinfo = devinfo_dir
+        self._deadline = deadline
+        self._step = step
+
+    async def attach(self, sandbox: Sandbox, confs: Mapping[int, NetworkConf]) -> dict[int, Result]:
+        """Attach every network of the sandbox; results by position.
+
+        :raises AttachError: for the first network that failed. Nothing is undone here: see `take_down`.
+        """
+        finished = {item.position: anyio.Event() for item in sandbox.attachments}
+        waiting = {item.position: anyio.CancelScope() for item in sandbox.attachments}
+        results: dict[int, Result] = {}
+        failures: list[AttachError] = []
+
+        async def run(item: Attachment) -> None:
+            async with AsyncExitStack() as held:
+                with waiting[item.position] as wait:
+                    for position in item.after:
+                        await finished[position].wait()
+                    await held.enter_async_context(self._slots.hold(Priority.ADD))
+                if wait.cancelled_caught:
+                    return
+                try:
+                    results[item.position] = await self.attach_one(sandbox, item, confs[item.position])
+                except MultusError as error:
+                    failures.append(AttachError(sandbox, item, error))
+                    for scope in waiting.values():
+                        scope.cancel()
+                    # What runs may finish: a plugin killed half way leaves more for its DEL than one that returned.
+                    group.cancel_scope.deadline = anyio.current_time() + _GRACE
+                else:
+                    finished[item.position].set()
+
+        async with anyio.create_task_group() as group:
+            for item in sandbox.attachments:
+                group.start_soon(run, item, name=f"attach {item.network}")
+        if failures:
+            # Several may fail at once: the earliest in the annotation is named, whichever came first.
+            raise min(failures, key=lambda failure: failure.attachment.position)
+        return results
+
+    async def attach_one(self, sandbox: Sandbox, item: Attachment, conf: NetworkConf) -> Result:
+        """Attach one network."""
+        if item.device_info:
+            await anyio.to_thread.run_sync(
+                devinfo.publish, self._devinfo, item.resource, item.device_id, item.device_info
+            )
+        self._step(f"add:start:{item.position}")
+        result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns))
+        self._step(f"add:done:{item.position}")
+        return result
+
+    async def take_down(self, sandbox: Sandbox, only: Iterable[int] | None = None) -> None:
+        """Delete every attachment (or `only` those positions), dependents first, and go on past failures.
+
+        Cannot be cancelled, and ends by its deadline.
+
+        :raises TakeDownError: naming each network that could not be deleted.
+        """
+        chosen = [item for item in sandbox.attachments if only is None or item.position in set(only)]
+        netns = await anyio.to_thread.run_sync(_live_netns, sandbox)
+        finished = {item.position: anyio.Event() for item in chosen}
+        failures: dict[int, tuple[Attachment, Exception]] = {}
+
+        async def run(item: Attachment) -> None:
+            for other in chosen:
+                if item.position in other.after:
+                    await finished[other.position].wait()
+            try:
+                with anyio.fail_after(self._deadline):
+                    async with self._slots.hold(Priority.DELETE):
+                        await self._take_down_one(sandbox, item, netns)
+            except TimeoutError:
+                failures[item.position] = item, TimeoutError(f"not done after {self._deadline:g} s")
+            except MultusError as error:
+                failures[item.position] = item, error
+            finished[item.position].set()
+
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as group:
+                for item in chosen:
+                    group.start_soon(run, item, name=f"detach {item.network}")
+        if failures:
+            raise TakeDownError([failures[position] for position in sorted(failures, reverse=True)])
+
+    async def _take_down_one(self, sandbox: Sandbox, item: Attachment, netns: str) -> None:
+        conf = parse_conf(item.conf, where=f"journal of {item.network}")
+        previous = parse_result(item.result, where="journal") if item.result else None
+        self._step(f"del:start:{item.position}")
+        await self._chain.delete(conf, _target(sandbox, item, netns), previous)
+        if item.device_info:
+            await anyio.to_thread.run_sync(devinfo.withdraw, self._devinfo, item.device_info)
+        self._step(f"del:done:{item.position}")
+
+    async def check(self, sandbox: Sandbox) -> None:
+        """Run every attachment's CHECK, in order.
+
+        :raises MultusError: of the first that has drifted.
+        """
+        for item in sandbox.attachments:
+            if item.result is None:
+                continue
+            conf = parse_conf(item.conf, where=f"journal of {item.network}")
+            previous = parse_result(item.result, where="journal")
+            async with self._slots.hold(Priority.CHECK):
+                await self._chain.check(conf, _target(sandbox, item, sandbox.netns), previous)
+
+
+def _target(sandbox: Sandbox, item: Attachment, netns: str) -> Target:
+    return Target(
+        container_id=sandbox.container_id, netns=netns, ifname=item.ifname, args=item.args, runtime=item.runtime
+    )
+
+
+def _live_netns(sandbox: Sandbox) -> str:
+    """The namespace's path, or "" where it is gone or the path now leads to somebody else's namespace."""
+    if sandbox.netns and (not sandbox.netns_id or identity(sandbox.netns) == sandbox.netns_id):
+        return sandbox.netns
+    return ""

@@ -1,0 +1,1 @@
+"""Who does an attachment: a plugin binary, or code in this process."""

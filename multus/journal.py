@@ -1,0 +1,326 @@
+"""What this node has promised: every sandbox and attachment, durable before the first delegate runs.
+
+An SQLite database (WAL). Writers queue closures; one task commits whatever has queued up as one transaction, so a
+burst of pods shares one fsync. Only the intent of an ADD waits for the disk (synchronous FULL): it is what a power
+cut must not lose, because IPAM files outlive the kernel. Later writes only have to survive this process, for which
+the page cache suffices: after a power cut the boot id differs and everything is undone anyway.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from multus.errors import Fault, MultusError
+from multus.sandbox import Attachment, Sandbox, State
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE sandbox (
+    container_id TEXT NOT NULL, ifname TEXT NOT NULL, state TEXT NOT NULL, netns TEXT NOT NULL, netns_id TEXT NOT NULL,
+    boot_id TEXT NOT NULL, pod_namespace TEXT NOT NULL, pod_name TEXT NOT NULL, pod_uid TEXT NOT NULL,
+    nonce TEXT NOT NULL, created REAL NOT NULL, failures INTEGER NOT NULL DEFAULT 0, result BLOB, status TEXT,
+    PRIMARY KEY (container_id, ifname)) WITHOUT ROWID;
+CREATE TABLE attachment (
+    container_id TEXT NOT NULL, sandbox_ifname TEXT NOT NULL, position INTEGER NOT NULL, network TEXT NOT NULL,
+    ifname TEXT NOT NULL, device_id TEXT NOT NULL, body BLOB NOT NULL, result BLOB,
+    PRIMARY KEY (container_id, sandbox_ifname, position),
+    FOREIGN KEY (container_id, sandbox_ifname) REFERENCES sandbox (container_id, ifname) ON DELETE CASCADE
+) WITHOUT ROWID;
+CREATE INDEX attachment_device ON attachment (device_id) WHERE device_id <> '';
+"""
+
+
+class JournalError(MultusError):
+    """The journal cannot be read or written: nothing may be attached until it can."""
+
+    fault: ClassVar[Fault] = Fault.KERNEL
+    retry: ClassVar[bool] = True
+
+
+class _Operation(msgspec.Struct, kw_only=True):
+    run: Callable[[sqlite3.Connection], Any]
+    durable: bool
+    done: anyio.Event
+    answer: Any = None
+    error: Exception | None = None
+
+
+class Journal:
+    """Open with `async with Journal.open(path) as journal`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._queue: list[_Operation] = []
+        self._wake = anyio.Event()
+        self._thread = anyio.CapacityLimiter(1)
+        self._commits = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path) -> AsyncIterator["Journal"]:
+        """Open or create the database; its directory must exist.
+
+        :raises JournalError: when it cannot be opened, or is of a newer schema than this program knows.
+        """
+        connection = await anyio.to_thread.run_sync(_connect, path)
+        journal = cls(connection)
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(journal._commit_forever)
+                yield journal
+                group.cancel_scope.cancel()
+        finally:
+            connection.close()
+
+    @property
+    def commits(self) -> int:
+        """Transactions so far: fewer than writes when writers share one."""
+        return self._commits
+
+    async def begin(self, sandbox: Sandbox) -> None:
+        """Store the intent of an ADD, on disk when this returns."""
+        row = (*sandbox.key, *_columns(sandbox))
+
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute(f"INSERT INTO sandbox VALUES ({_marks(len(row))})", row)  # noqa: S608
+            _insert(connection, sandbox.key, sandbox.attachments)
+
+        await self._write(run, durable=True)
+
+    async def attached(
+        self, key: tuple[str, str], result: bytes, results: Sequence[tuple[int, bytes]], status: str | None
+    ) -> None:
+        """The ADD is complete: the result to answer with, each attachment's own, and a network-status to write."""
+
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE sandbox SET state = ?, result = ?, status = ? WHERE container_id = ? AND ifname = ?",
+                (State.ATTACHED, result, status, *key),
+            )
+            connection.executemany(
+                "UPDATE attachment SET result = ? WHERE container_id = ? AND sandbox_ifname = ? AND position = ?",
+                [(data, *key, position) for position, data in results],
+            )
+
+        await self._write(run)
+
+    async def plugged(self, key: tuple[str, str], attachment: Attachment) -> None:
+        """One more attachment of a sandbox that is attached (hot plug), on disk when this returns."""
+        await self._write(lambda connection: _insert(connection, key, [attachment]), durable=True)
+
+    async def recorded(self, key: tuple[str, str], position: int, result: bytes) -> None:
+        """The result of one attachment."""
+        await self._execute(
+            "UPDATE attachment SET result = ? WHERE container_id = ? AND sandbox_ifname = ? AND position = ?",
+            (result, *key, position),
+        )
+
+    async def unplugged(self, key: tuple[str, str], position: int) -> None:
+        """One attachment is gone, the sandbox stays."""
+        await self._execute(
+            "DELETE FROM attachment WHERE container_id = ? AND sandbox_ifname = ? AND position = ?",
+            (*key, position),
+        )
+
+    async def deleting(self, key: tuple[str, str]) -> None:
+        """A DEL has begun: from here on the sandbox is only ever taken down."""
+        await self._execute(
+            "UPDATE sandbox SET state = ? WHERE container_id = ? AND ifname = ?", (State.DELETING, *key)
+        )
+
+    async def failed(self, key: tuple[str, str]) -> None:
+        """A try to take the sandbox down did not succeed; it stays until one does."""
+        await self._execute(
+            "UPDATE sandbox SET state = ?, failures = failures + 1 WHERE container_id = ? AND ifname = ?",
+            (State.DELETING, *key),
+        )
+
+    async def status_written(self, key: tuple[str, str], status: str) -> None:
+        """The pod carries this network-status: nothing to write any more (unless it changed meanwhile)."""
+        await self._execute(
+            "UPDATE sandbox SET status = NULL WHERE container_id = ? AND ifname = ? AND status = ?",
+            (*key, status),
+        )
+
+    async def status_pending(self, key: tuple[str, str], status: str) -> None:
+        """The pod has yet to be told this network-status."""
+        await self._execute("UPDATE sandbox SET status = ? WHERE container_id = ? AND ifname = ?", (status, *key))
+
+    async def forget(self, key: tuple[str, str]) -> None:
+        """Nothing of this sandbox is left on the node."""
+        await self._execute("DELETE FROM sandbox WHERE container_id = ? AND ifname = ?", key)
+
+    async def get(self, key: tuple[str, str]) -> Sandbox | None:
+        """One sandbox with its attachments, or None."""
+        found = await self._read("WHERE container_id = ? AND ifname = ?", key)
+        return found[0] if found else None
+
+    async def container(self, container_id: str) -> list[Sandbox]:
+        """Every sandbox of a container: one for each interface name a runtime attached by."""
+        return await self._read("WHERE container_id = ?", (container_id,))
+
+    async def all(self) -> list[Sandbox]:
+        """Everything this node holds, oldest first."""
+        return await self._read("", ())
+
+    async def _read(self, where: str, values: tuple[str, ...]) -> list[Sandbox]:
+        answer: list[Sandbox] = await self._write(lambda connection: _select(connection, where, values))
+        return answer
+
+    async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)
+
+        await self._write(run)
+
+    async def _write(self, run: Callable[[sqlite3.Connection], Any], *, durable: bool = False) -> Any:
+        operation = _Operation(run=run, durable=durable, done=anyio.Event())
+        self._queue.append(operation)
+        self._wake.set()
+        await operation.done.wait()
+        if operation.error is not None:
+            raise operation.error
+        return operation.answer
+
+    async def _commit_forever(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            batch, self._queue = self._queue, []
+            try:
+                # Shielded: once in the thread, the batch happens, and those who wait for it must hear so.
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(_commit, self._connection, batch, limiter=self._thread)
+                    self._commits += 1
+            except Exception as error:
+                for operation in batch:
+                    operation.error = operation.error or _wrap(error)
+            for operation in batch:
+                operation.done.set()
+
+
+def _commit(connection: sqlite3.Connection, batch: list[_Operation]) -> None:
+    durable = any(operation.durable for operation in batch)
+    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for operation in batch:
+            connection.execute("SAVEPOINT one")
+            try:
+                operation.answer = operation.run(connection)
+            except (sqlite3.Error, msgspec.MsgspecError) as error:
+                connection.execute("ROLLBACK TO one")
+                operation.error = _wrap(error)
+            connection.execute("RELEASE one")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _wrap(error: Exception) -> JournalError:
+    return JournalError(
+        f"the journal refused: {error}",
+        hint="check that the state directory is writable and its disk not full",
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if version == 0:
+            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version > SCHEMA_VERSION:
+            raise JournalError(
+                f"journal {path} has schema {version}, this program knows {SCHEMA_VERSION}",
+                hint="run the version that wrote it, or a newer one",
+            )
+    except (sqlite3.Error, OSError) as error:
+        raise JournalError(
+            f"cannot open the journal {path}: {error}",
+            hint="check the directory, its disk and its permissions",
+        ) from error
+    return connection
+
+
+def read_journal(path: Path) -> list[Sandbox]:
+    """All sandboxes, read without a daemon and without changing anything: for tools.
+
+    :raises JournalError: when there is no journal or it cannot be read.
+    """
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        try:
+            return _select(connection, "", ())
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise JournalError(f"cannot read the journal {path}: {error}", hint="has multusd run on this node?") from error
+
+
+_BODY = msgspec.json.Encoder()
+_FROM_BODY = msgspec.json.Decoder(Attachment)
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _columns(sandbox: Sandbox) -> tuple[Any, ...]:
+    return (
+        sandbox.state,
+        sandbox.netns,
+        sandbox.netns_id,
+        sandbox.boot_id,
+        sandbox.pod_namespace,
+        sandbox.pod_name,
+        sandbox.pod_uid,
+        sandbox.nonce,
+        sandbox.created or time.time(),
+        sandbox.failures,
+        sandbox.result,
+        sandbox.status,
+    )
+
+
+def _insert(connection: sqlite3.Connection, key: tuple[str, str], attachments: Sequence[Attachment]) -> None:
+    connection.executemany(
+        f"INSERT INTO attachment VALUES ({_marks(8)})",  # noqa: S608
+        [
+            (*key, item.position, item.network, item.ifname, item.device_id, _BODY.encode(item), item.result)
+            for item in attachments
+        ],
+    )
+
+
+def _select(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> list[Sandbox]:
+    names = ", ".join(name for name in Sandbox.__struct_fields__ if name != "attachments")
+    rows = connection.execute(f"SELECT {names} FROM sandbox {where} ORDER BY created", values)  # noqa: S608
+    return [_sandbox(connection, row) for row in rows.fetchall()]
+
+
+def _sandbox(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Sandbox:
+    fields = dict(zip(Sandbox.__struct_fields__, row, strict=False))
+    rows = connection.execute(
+        "SELECT body, result FROM attachment WHERE container_id = ? AND sandbox_ifname = ? ORDER BY position",
+        row[:2],
+    )
+    attachments = tuple(
+        msgspec.structs.replace(_FROM_BODY.decode(body), result=result) for body, result in rows.fetchall()
+    )
+    return Sandbox(**(fields | {"state": State(fields["state"]), "attachments": attachments}))

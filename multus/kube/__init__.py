@@ -1,0 +1,1 @@
+"""The cluster: a real API server, or a folder of YAML."""

@@ -1,0 +1,150 @@
+"""Who may run now: a bounded number of delegates, DEL before ADD, and one operation a container at a time."""
+
+import heapq
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import IntEnum
+from typing import ClassVar
+
+import anyio
+
+from multus.errors import Fault, MultusError
+
+
+class Priority(IntEnum):
+    """Lower runs first: a DEL frees what an ADD may be waiting for."""
+
+    DELETE = 0
+    ADD = 1
+    CHECK = 2
+
+
+class Slots:
+    """A semaphore whose waiters queue by priority, then by arrival.
+
+    >>> async with slots.hold(Priority.ADD): ...
+    """
+
+    def __init__(self, total: int) -> None:
+        if total < 1:
+            raise ValueError(f"slots must be at least 1, got {total}")
+        self._free = total
+        self._waiting: list[tuple[int, int, anyio.Event]] = []
+        self._granted: set[anyio.Event] = set()
+        self._arrivals = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many operations wait for a slot."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def hold(self, priority: Priority) -> AsyncIterator[None]:
+        """Hold one slot for the length of the block."""
+        await self._acquire(priority)
+        try:
+            yield
+        finally:
+            self._release()
+
+    def resize(self, change: int) -> None:
+        """Add (or take back, when negative) slots while the daemon runs; running work is never interrupted."""
+        self._free += change
+        self._grant()
+
+    async def _acquire(self, priority: Priority) -> None:
+        if self._free > 0 and not self._waiting:
+            self._free -= 1
+            return
+        turn = anyio.Event()
+        self._arrivals += 1
+        entry = (int(priority), self._arrivals, turn)
+        heapq.heappush(self._waiting, entry)
+        try:
+            await turn.wait()
+        except BaseException:
+            # A waiter that is cancelled after it was granted its slot must hand it on.
+            if turn in self._granted:
+                self._granted.discard(turn)
+                self._release()
+            else:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            raise
+        self._granted.discard(turn)
+
+    def _release(self) -> None:
+        self._free += 1
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._free > 0 and self._waiting:
+            _, _, turn = heapq.heappop(self._waiting)
+            self._free -= 1
+            self._granted.add(turn)
+            turn.set()
+
+
+class CalledOffError(MultusError):
+    """An ADD that a DEL of the same container overtook."""
+
+    fault: ClassVar[Fault] = Fault.PEER
+    retry: ClassVar[bool] = True
+
+
+class _Lane:
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.adds: set[anyio.CancelScope] = set()
+        self.users = 0
+
+
+class Lanes:
+    """One operation a container at a time; a DEL does not wait for an ADD, it calls it off."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane] = {}
+
+    def busy(self, container_id: str) -> bool:
+        """Whether an operation of this container runs or waits."""
+        return container_id in self._lanes
+
+    @asynccontextmanager
+    async def adding(self, container_id: str) -> AsyncIterator[None]:
+        """Hold the container's lane; the block is cancelled, running or waiting, when a DEL for the container arrives.
+
+        The block's own cleanup runs inside the lane, so the DEL starts only after the ADD is undone.
+
+        :raises CalledOffError: in place of the cancellation.
+        """
+        async with self._lane(container_id) as lane:
+            with anyio.CancelScope() as scope:
+                lane.adds.add(scope)
+                try:
+                    async with lane.lock:
+                        yield
+                finally:
+                    lane.adds.discard(scope)
+            if scope.cancelled_caught:
+                raise CalledOffError(f"container {container_id}: a DEL called this ADD off")
+
+    @asynccontextmanager
+    async def holding(self, container_id: str, *, calling_off: bool = False) -> AsyncIterator[None]:
+        """Hold the container's lane for anything but an ADD; `calling_off` cancels every ADD under way."""
+        async with self._lane(container_id) as lane:
+            if calling_off:
+                for scope in lane.adds:
+                    scope.cancel()
+            async with lane.lock:
+                yield
+
+    @asynccontextmanager
+    async def _lane(self, container_id: str) -> AsyncIterator[_Lane]:
+        lane = self._lanes.setdefault(container_id, _Lane())
+        lane.users += 1
+        try:
+            yield lane
+        finally:
+            lane.users -= 1
+            if lane.users == 0:
+                self._lanes.pop(container_id, None)

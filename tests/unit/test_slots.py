@@ -1,0 +1,149 @@
+"""Bounded, DEL first, one operation a container at a time."""
+
+import anyio
+import pytest
+
+from multus.slots import CalledOffError, Lanes, Priority, Slots
+
+pytestmark = pytest.mark.anyio
+
+
+async def _until(condition: object) -> None:
+    with anyio.fail_after(5):
+        while not condition():  # type: ignore[operator]
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_never_more_than_the_slots_run() -> None:
+    slots, running, most = Slots(3), 0, 0
+
+    async def work() -> None:
+        nonlocal running, most
+        async with slots.hold(Priority.ADD):
+            running += 1
+            most = max(most, running)
+            await anyio.lowlevel.checkpoint()
+            running -= 1
+
+    async with anyio.create_task_group() as group:
+        for _ in range(20):
+            group.start_soon(work)
+    assert most == 3
+
+
+async def test_a_delete_overtakes_waiting_adds() -> None:
+    slots, order = Slots(1), []
+
+    async def work(name: str, priority: Priority) -> None:
+        async with slots.hold(priority):
+            order.append(name)
+
+    async with anyio.create_task_group() as group:
+        async with slots.hold(Priority.ADD):
+            for name, priority in [("add1", Priority.ADD), ("check", Priority.CHECK), ("add2", Priority.ADD)]:
+                group.start_soon(work, name, priority)
+            await _until(lambda: slots.waiting == 3)
+            group.start_soon(work, "delete", Priority.DELETE)
+            await _until(lambda: slots.waiting == 4)
+    assert order == ["delete", "add1", "add2", "check"]
+
+
+async def test_a_cancelled_waiter_leaves_its_slot_to_the_next() -> None:
+    slots, ran = Slots(1), anyio.Event()
+
+    async def waits(scope: anyio.CancelScope) -> None:
+        with scope:
+            async with slots.hold(Priority.DELETE):
+                raise AssertionError("was cancelled before its turn")
+
+    async def runs() -> None:
+        async with slots.hold(Priority.ADD):
+            ran.set()
+
+    scope = anyio.CancelScope()
+    async with anyio.create_task_group() as group:
+        async with slots.hold(Priority.ADD):
+            group.start_soon(waits, scope)
+            group.start_soon(runs)
+            await _until(lambda: slots.waiting == 2)
+        # The slot is granted to `waits` now, which is cancelled before it runs again.
+        scope.cancel()
+        with anyio.fail_after(5):
+            await ran.wait()
+    async with slots.hold(Priority.ADD):
+        pass
+
+
+async def test_more_slots_while_running() -> None:
+    slots, ran = Slots(1), anyio.Event()
+
+    async def work() -> None:
+        async with slots.hold(Priority.ADD):
+            ran.set()
+
+    async with anyio.create_task_group() as group, slots.hold(Priority.ADD):
+        group.start_soon(work)
+        await _until(lambda: slots.waiting == 1)
+        slots.resize(1)
+        with anyio.fail_after(5):
+            await ran.wait()
+
+
+def test_no_slots_make_no_sense() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Slots(0)
+
+
+async def test_a_delete_calls_off_the_add_and_waits_for_its_cleanup() -> None:
+    lanes, events, started = Lanes(), [], anyio.Event()
+
+    async def add() -> None:
+        with pytest.raises(CalledOffError):
+            async with lanes.adding("c1"):
+                started.set()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await anyio.lowlevel.checkpoint()
+                        events.append("undone")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(add)
+        await started.wait()
+        with anyio.fail_after(5):
+            async with lanes.holding("c1", calling_off=True):
+                events.append("delete")
+    assert events == ["undone", "delete"]
+    assert not lanes.busy("c1")
+
+
+async def test_a_delete_calls_off_every_add_that_waits_before_it() -> None:
+    """Two ADDs of one container: the second waits for the first; a DEL must not be followed by it."""
+    lanes, events, started = Lanes(), [], anyio.Event()
+
+    async def add(name: str) -> None:
+        with pytest.raises(CalledOffError):
+            async with lanes.adding("c1"):
+                events.append(name)
+                started.set()
+                await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(add, "first")
+        await started.wait()
+        group.start_soon(add, "second")
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5):
+            async with lanes.holding("c1", calling_off=True):
+                pass
+    assert events == ["first"]
+
+
+async def test_containers_do_not_wait_for_each_other() -> None:
+    lanes = Lanes()
+    async with lanes.holding("c1"):
+        with anyio.fail_after(5):
+            async with lanes.holding("c2"):
+                assert lanes.busy("c1")
+                assert lanes.busy("c2")
