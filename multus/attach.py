@@ -13,8 +13,8 @@ from typing import ClassVar
 
 import anyio
 import anyio.to_thread
-
 from devices.linux.netns import identity
+
 from multus import devinfo
 from multus.cni.conf import NetworkConf, parse_conf
 from multus.cni.errors import CNIError, to_cni

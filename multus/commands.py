@@ -4,7 +4,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -12,11 +11,10 @@ import msgspec
 
 from devices.linux import netns
 from multus import devinfo, legacy
-from multus.attach import AttachError, Attacher, TakeDownError
+from multus.attach import Attacher, AttachError, TakeDownError
 from multus.check import drift
-from multus.cni.conf import NetworkConf
-from multus.cni.errors import CNIError, Code, to_cni
-from multus.cni.request import Command, PodRef, Request, parse_request, pod_ref, valid_attachments
+from multus.cni.errors import CNIError, Code
+from multus.cni.request import Command, Request, parse_request, pod_ref, valid_attachments
 from multus.cni.result import IP, SUPPORTED, Interface, Result, at_least, encode_result, parse_result
 from multus.delegates.chain import Chain
 from multus.errors import MultusError
@@ -169,7 +167,7 @@ class Commands:
             if item.attachment.ifname in names:
                 raise CNIError(
                     Code.INVALID_ENVIRONMENT,
-                    f"network {item.attachment.network!r}: interface {item.attachment.ifname} already exists in the pod",
+                    f"network {item.attachment.network!r}: the pod already has an interface {item.attachment.ifname}",
                     hint="ask for another interface name",
                 )
         return Sandbox(
@@ -312,5 +310,5 @@ def _placeholder(request: Request) -> Result:
     """What upstream answers for a pod that is gone: kubelet wants an address, and there is none."""
     return Result(
         interfaces=(Interface(name=request.ifname, sandbox=request.netns),),
-        ips=(IP(address="0.0.0.0/32", gateway="0.0.0.0"),),
+        ips=(IP(address="0.0.0.0/32", gateway="0.0.0.0"),),  # noqa: S104 (no address is bound)
     )

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import ClassVar
 
 import anyio
+import anyio.lowlevel
 
 from multus.errors import Fault, MultusError
 
@@ -62,6 +63,8 @@ class Slots:
         heapq.heappush(self._waiting, entry)
         try:
             await turn.wait()
+            # Granted and cancelled in one breath: wait() may return all the same, and the block must not begin.
+            await anyio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             # A waiter that is cancelled after it was granted its slot must hand it on.
             if turn in self._granted:

@@ -1,7 +1,7 @@
 """CNI_ARGS: the pairs a runtime hands over, the pod they name, and the pairs a delegate gets.
 
-Source: CNI specification 1.1, section 2 ("Parameters"); libcni's pkg/types/args.go for IgnoreUnknown. A pod's names end up
-in URLs, and the pairs in another program's environment, so both are checked here, once.
+Source: CNI specification 1.1, section 2 ("Parameters"); libcni's pkg/types/args.go for IgnoreUnknown. A pod's names
+end up in URLs, and the pairs in another program's environment, so both are checked here, once.
 """
 
 import re

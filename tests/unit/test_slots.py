@@ -38,13 +38,12 @@ async def test_a_delete_overtakes_waiting_adds() -> None:
         async with slots.hold(priority):
             order.append(name)
 
-    async with anyio.create_task_group() as group:
-        async with slots.hold(Priority.ADD):
-            for name, priority in [("add1", Priority.ADD), ("check", Priority.CHECK), ("add2", Priority.ADD)]:
-                group.start_soon(work, name, priority)
-            await _until(lambda: slots.waiting == 3)
-            group.start_soon(work, "delete", Priority.DELETE)
-            await _until(lambda: slots.waiting == 4)
+    async with anyio.create_task_group() as group, slots.hold(Priority.ADD):
+        for name, priority in [("add1", Priority.ADD), ("check", Priority.CHECK), ("add2", Priority.ADD)]:
+            group.start_soon(work, name, priority)
+        await _until(lambda: slots.waiting == 3)
+        group.start_soon(work, "delete", Priority.DELETE)
+        await _until(lambda: slots.waiting == 4)
     assert order == ["delete", "add1", "add2", "check"]
 
 

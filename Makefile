@@ -1,0 +1,60 @@
+# One command for each thing that one does here; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.set-up
+# What has to be on the machine: program or file to look for, and the Debian package that brings it.
+NEEDS := cc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 /usr/lib/cni/macvlan:containernetworking-plugins \
+         iptables:iptables /usr/share/doc/libudev1:libudev1 $(PYTHON):python3
+
+.PHONY: help setup demo test test-unit test-kernel test-vm test-cluster check format bench constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## system packages that are missing (apt), a virtual environment, the programs in .venv/bin
+
+$(STAMP): Makefile constraints.txt pyproject.toml hatch_build.py multus/shim/multus.c
+	@missing=; for need in $(NEEDS); do thing=$${need%:*}; \
+	  case $$thing in /*) test -e $$thing;; *) command -v $$thing >/dev/null;; esac || missing="$$missing $${need#*:}"; done; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	  if test -n "$$missing"; then echo "installing:$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing Python packages into .venv"
+	@$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r constraints.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## the walk-through: real plugins, real namespaces, everything given back
+	@$(BIN)/multusctl demo
+
+test: check test-unit test-kernel ## everything that this machine can run
+
+test-unit: setup ## no root needed, no network
+	@$(BIN)/pytest tests/unit
+
+test-kernel: setup ## root: real plugins in real network namespaces
+	@$(BIN)/pytest tests/kernel
+
+check: setup ## format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## let the formatter and the linter mend what they can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup ## pod attach latency; results in benchmarks/out
+	@$(BIN)/python -m benchmarks
+
+constraints: setup ## choose the newest versions anew, with hashes
+	@$(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install -q uv
+	@$(BIN)/python -c 'import tomllib; d = tomllib.load(open("pyproject.toml", "rb")); \
+	  print(*d["project"]["dependencies"], *d["dependency-groups"]["dev"], sep="\n")' > .venv/lock/in.txt
+	@{ head -1 constraints.txt; .venv/lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-annotate --no-header .venv/lock/in.txt; } > .venv/lock/out.txt && mv .venv/lock/out.txt constraints.txt
+
+clean: ## remove what the targets above made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache benchmarks/out
