@@ -6,7 +6,7 @@ STAMP := .venv/.set-up
 NEEDS := cc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 /usr/lib/cni/macvlan:containernetworking-plugins \
          iptables:iptables /usr/share/doc/libudev1:libudev1 $(PYTHON):python3
 
-.PHONY: help setup demo test test-unit test-kernel test-vm test-cluster check format bench constraints clean
+.PHONY: help setup demo test test-unit test-kernel test-vm test-cluster check format bench proto constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,11 @@ format: setup ## let the formatter and the linter mend what they can
 
 bench: setup ## pod attach latency; results in benchmarks/out
 	@$(BIN)/python -m benchmarks
+
+proto: setup ## generate devices/kubelet/api anew from devices/kubelet/proto
+	@rm -f devices/kubelet/api/*_pb2.py devices/kubelet/api/*_pb2.pyi devices/kubelet/api/*_grpc.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Idevices/kubelet/api=devices/kubelet/proto \
+	  --python_out=. --mypy_out=quiet:. --grpclib_python_out=. devices/kubelet/proto/*.proto
 
 constraints: setup ## choose the newest versions anew, with hashes
 	@$(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install -q uv

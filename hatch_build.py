@@ -43,8 +43,8 @@ def compile_shim(root: Path, target: Path, *, version: str) -> None:
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    except FileNotFoundError:
-        msg = f"no C compiler {compiler[0]!r} for {SOURCE}: install gcc and libc6-dev, or set CC"
+    except OSError as error:
+        msg = f"no C compiler {compiler[0]!r} for {SOURCE} ({error.strerror}): install gcc and libc6-dev, or set CC"
         raise RuntimeError(msg) from None
     if done.returncode != 0:
         msg = f"{shlex.join(command)} failed (is the static C library, libc6-dev, installed?):\n{done.stderr}"

@@ -13,14 +13,14 @@ from typing import ClassVar
 
 import anyio
 import anyio.to_thread
-from devices.linux.netns import identity
 
+from devices.linux.netns import identity
 from multus import devinfo
 from multus.cni.conf import NetworkConf, parse_conf
 from multus.cni.errors import CNIError, to_cni
 from multus.cni.result import Result, parse_result
 from multus.delegates.chain import Chain, Target
-from multus.errors import Fault, MultusError
+from multus.errors import Fault, MultusError, from_devices
 from multus.sandbox import Attachment, Sandbox
 from multus.slots import Priority, Slots
 
@@ -127,7 +127,8 @@ class Attacher:
         :raises TakeDownError: naming each network that could not be deleted.
         """
         chosen = [item for item in sandbox.attachments if only is None or item.position in set(only)]
-        netns = await anyio.to_thread.run_sync(_live_netns, sandbox)
+        with from_devices():
+            netns = await anyio.to_thread.run_sync(_live_netns, sandbox)
         finished = {item.position: anyio.Event() for item in chosen}
         failures: dict[int, tuple[Attachment, Exception]] = {}
 

@@ -16,8 +16,9 @@ from multus.check import drift
 from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command, Request, parse_request, pod_ref, valid_attachments
 from multus.cni.result import IP, SUPPORTED, Interface, Result, at_least, encode_result, parse_result
+from multus.cni.versions import known
 from multus.delegates.chain import Chain
-from multus.errors import MultusError
+from multus.errors import MultusError, from_devices
 from multus.journal import Journal
 from multus.kube.cluster import Cluster, ClusterError
 from multus.kube.objects import Pod
@@ -33,6 +34,7 @@ from multus.upkeep import Upkeep
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 4096  # containers whose DEL is done: runtimes repeat it, up to five times seen
+_READY_WAIT, _READY_POLL = 45.0, 1.0  # seconds, as in upstream
 _STATUS_WAIT = 5.0  # seconds an ADD waits for the network-status to be written before it is left for later
 
 
@@ -76,6 +78,8 @@ class Commands:
         if request.command is Command.VERSION:
             return msgspec.json.encode({"cniVersion": SUPPORTED[-1], "supportedVersions": SUPPORTED})
         net = net_conf(self._settings(), conf)
+        if request.command is not Command.DEL:  # of an ADD that was refused here, nothing is left
+            known(net.answer_version, "the CNI configuration is")
         match request.command:
             case Command.ADD:
                 return await self._add(request, net)
@@ -90,6 +94,13 @@ class Commands:
                 with anyio.CancelScope(shield=True):
                     await self._collect(request, net)
         return b""
+
+    async def spooled(self, env: Mapping[str, str], conf: bytes) -> None:
+        """Carry out a DEL that the shim stored while no daemon was there.
+
+        :raises MultusError: it has to be tried again.
+        """
+        await self.cni(env, conf)
 
     async def _add(self, request: Request, net: NetConf) -> bytes:
         limit = self._settings().add_timeout
@@ -110,6 +121,7 @@ class Commands:
         done = await self._already(request, net)
         if done is not None:
             return done
+        await _indicated(net.readiness_indicator_file)
         self._deleted.pop((request.container_id, request.ifname), None)
         try:
             pod, plan = await self._resolver.plan(request, net)
@@ -117,7 +129,7 @@ class Commands:
         except PodGoneError as gone:
             # The pod was deleted while it was being made; the runtime will take the sandbox down in a moment.
             logger.warning("%s: nothing is attached for container %s", gone, request.container_id)
-            return encode_result(_placeholder(request), net.cni_version)
+            return encode_result(_placeholder(request), net.answer_version)
         except MultusError as error:
             await self._tell_pod(request, error)
             raise
@@ -134,7 +146,7 @@ class Commands:
                 if isinstance(error, MultusError):
                     await self._tell_pod(request, error, pod)
             raise
-        return encode_result(result, net.cni_version)
+        return encode_result(result, net.answer_version)
 
     async def _already(self, request: Request, net: NetConf) -> bytes | None:
         """What the journal knows of this very container: the answer to repeat, or leftovers, which are undone."""
@@ -143,8 +155,9 @@ class Commands:
             return None
         if old.state is State.ATTACHED and old.result is not None:
             if request.nonce and old.nonce == request.nonce:
-                return encode_result(parse_result(old.result, where="journal"), net.cni_version)
-            live = await anyio.to_thread.run_sync(netns.identity, request.netns)
+                return encode_result(parse_result(old.result, where="journal"), net.answer_version)
+            with from_devices():
+                live = await anyio.to_thread.run_sync(netns.identity, request.netns)
             if live is not None and live == old.netns_id:
                 raise CNIError(
                     Code.INVALID_ENVIRONMENT,
@@ -155,14 +168,14 @@ class Commands:
         return None
 
     async def _sandbox(self, request: Request, pod: Pod, plan: Plan) -> Sandbox:
-        identity = await anyio.to_thread.run_sync(netns.identity, request.netns)
+        with from_devices():
+            identity, names = await anyio.to_thread.run_sync(_look_into, request.netns)
         if identity is None:
             raise CNIError(
                 Code.INVALID_ENVIRONMENT,
                 f"CNI_NETNS {request.netns!r} is not a network namespace that this daemon can see",
                 hint="is the directory of network namespaces mounted into the daemon with HostToContainer propagation?",
             )
-        names = set(await anyio.to_thread.run_sync(netns.interface_names, request.netns))
         for item in plan.attachments:
             if item.attachment.ifname in names:
                 raise CNIError(
@@ -209,10 +222,12 @@ class Commands:
             sandbox.key,
             encode_result(result, SUPPORTED[-1]),
             [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
-            status,
+            status if pod.name else None,
         )
         self._step("add:recorded")
-        await self._write_status(sandbox, pod, status)
+        if pod.name:
+            await self._write_status(sandbox, pod, status)
+            await self._announce(sandbox, pod, corrected)
         return result
 
     async def _write_status(self, sandbox: Sandbox, pod: Pod, status: str) -> None:
@@ -227,11 +242,22 @@ class Commands:
         self._step("add:status")
         await self._journal.status_written(sandbox.key, status)
 
+    async def _announce(self, sandbox: Sandbox, pod: Pod, results: Mapping[str, Result]) -> None:
+        """An event for each interface, as upstream sends them, for whoever wants them: a request each."""
+        if self._settings().events != "all":
+            return
+        for item in sandbox.attachments:
+            ips = " ".join(ip.address for ip in results[item.ifname].ips)
+            message = f"Add {item.ifname} [{ips}] from {item.network}"
+            await self._cluster.event(pod, kind="Normal", reason="AddedInterface", message=message)
+
     async def _undo(self, sandbox: Sandbox) -> None:
         try:
             await self._upkeep.remove(sandbox)
         except MultusError as error:
             logger.error("container %s: the failed ADD is not undone yet: %s", sandbox.container_id, error)
+        else:
+            self._remember(sandbox.key)
 
     async def _tell_pod(self, request: Request, error: MultusError, pod: Pod | None = None) -> None:
         reference = pod_ref(request.args)
@@ -258,9 +284,13 @@ class Commands:
                     return
                 self._step("del:forgotten")
             await anyio.to_thread.run_sync(legacy.remove_legacy, Path(net.cni_dir), request.container_id)
-            self._deleted[key] = None
-            while len(self._deleted) > _REMEMBERED:
-                self._deleted.popitem(last=False)
+            self._remember(key)
+
+    def _remember(self, key: tuple[str, str]) -> None:
+        """Nothing is left of this one, so the runtime's DELs that follow have nothing to look for."""
+        self._deleted[key] = None
+        while len(self._deleted) > _REMEMBERED:
+            self._deleted.popitem(last=False)
 
     async def _forgotten(self, request: Request, net: NetConf) -> Sandbox | None:
         """A container that the journal does not know: attached by an earlier Multus, or its journal was lost."""
@@ -272,10 +302,10 @@ class Commands:
         return sandbox
 
     async def _check(self, request: Request, net: NetConf) -> None:
-        if not at_least(net.cni_version, "0.4.0"):
+        if not at_least(net.answer_version, "0.4.0"):
             raise CNIError(
                 Code.INCOMPATIBLE_VERSION,
-                f'configuration version "{net.cni_version}" does not support the CHECK command',
+                f'configuration version "{net.answer_version}" does not support the CHECK command',
             )
         async with self._lanes.holding(request.container_id):
             sandbox = await self._journal.get((request.container_id, request.ifname))
@@ -289,7 +319,8 @@ class Commands:
             await self._attacher.check(sandbox)
 
     async def _status(self, request: Request, net: NetConf) -> None:
-        if at_least(net.cni_version, "1.1.0"):
+        if at_least(net.answer_version, "1.1.0"):
+            await _indicated(net.readiness_indicator_file)
             default = await self._resolver.default_network(net)
             await self._chain.status(default, request.path)
 
@@ -301,9 +332,32 @@ class Commands:
                 "GC without cni.dev/valid-attachments: nothing can be told from garbage",
                 hint="the runtime must list the attachments that are in use",
             )
+        await _indicated(net.readiness_indicator_file)
         default = await self._resolver.default_network(net)
         old = await anyio.to_thread.run_sync(legacy.load_sandboxes, Path(net.cni_dir), valid, self._boot_id)
         await self._upkeep.collect(valid, default, old, request.path)
+
+
+def _look_into(path: str) -> tuple[str | None, frozenset[str]]:
+    """Which namespace it is, None for none, and the interfaces that are there already."""
+    identity = netns.identity(path)
+    return identity, frozenset(netns.interface_names(path)) if identity is not None else frozenset()
+
+
+async def _indicated(path: str) -> None:
+    """Wait for the file by which the default network says that it is ready.
+
+    :raises CNIError: it did not come in time.
+    """
+    with anyio.move_on_after(_READY_WAIT):
+        while path and not await anyio.Path(path).exists():  # noqa: ASYNC110 (a file of somebody else's)
+            await anyio.sleep(_READY_POLL)
+        return
+    raise CNIError(
+        Code.TRY_AGAIN_LATER,
+        f"still waiting for readinessindicatorfile {path} after {_READY_WAIT:g} s",
+        hint="have you checked that your default network is ready?",
+    )
 
 
 def _placeholder(request: Request) -> Result:

@@ -3,8 +3,12 @@
 Errors become CNI error codes (`multus.cni.errors`) or HTTP and gRPC status only at the edge.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import ClassVar
+
+from devices.errors import DeviceError
 
 
 class Fault(StrEnum):
@@ -32,3 +36,24 @@ class MultusError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class NodeError(MultusError):
+    """What the node's kernel or devices refused, in this package's terms."""
+
+    def __init__(self, cause: DeviceError) -> None:
+        super().__init__(cause.message, hint=cause.hint)
+        self.fault = Fault(cause.fault)  # type: ignore[misc]  # of the class elsewhere, of the cause here
+        self.retry = cause.retry  # type: ignore[misc]
+
+
+@contextmanager
+def from_devices() -> Iterator[None]:
+    """Errors of the devices package leave the block as this package's.
+
+    :raises NodeError: in place of a DeviceError.
+    """
+    try:
+        yield
+    except DeviceError as error:
+        raise NodeError(error) from error

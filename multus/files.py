@@ -1,7 +1,9 @@
 """Small files of a node: read with a size limit, replaced so that a reader sees the old or the new one, never half."""
 
+import contextlib
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import ClassVar, Final
@@ -29,17 +31,17 @@ def read_small(path: Path, *, limit: int) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise _refused(path, "read", error) from None
-    except ValueError:
-        raise FileError(f"not a path: {str(path)!r}") from None
-    with os.fdopen(descriptor, "rb") as file:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FileError(f"{path} is not a regular file")
-            data = file.read(limit + 1)
-        except OSError as error:
-            raise _refused(path, "read", error) from None
+            with os.fdopen(descriptor, "rb", closefd=False) as file:  # it refuses a directory, hence only now
+                data = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _refused(path, "read", error) from None
+    except ValueError:
+        raise _no_path(path) from None
     if len(data) > limit:
         raise FileError(f"{path} is larger than {limit} bytes", hint="this is not a file that belongs here")
     return data
@@ -52,19 +54,27 @@ def replace(path: Path, data: bytes, *, mode: int) -> None:
 
     :raises FileError: the directory is missing, read-only or full; the old file then stands untouched.
     """
-    temporary = path.with_name(f".{path.name}{TEMP_MARK}-{os.getpid()}")
+    # Random, as in containers every process may have the same number, and two of them one directory.
+    mark = f"{TEMP_MARK}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)  # the umask has no say
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
+        temporary = path.with_name(f".{path.name}{mark}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)  # the umask has no say
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            temporary.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):  # a disk that fails to write may fail here as well
+                temporary.unlink()
+            raise
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _refused(path, "write", error) from None
+    except ValueError:
+        raise _no_path(path) from None
 
 
 def remove(path: Path) -> bool:
@@ -75,10 +85,12 @@ def remove(path: Path) -> bool:
     try:
         path.unlink()
         sync_directory(path.parent)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise _refused(path, "remove", error) from None
+    except ValueError:
+        raise _no_path(path) from None
     return True
 
 
@@ -89,6 +101,10 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _no_path(path: Path) -> FileError:
+    return FileError(f"not a path to a file: {str(path)!r}")
 
 
 def _refused(path: Path, what: str, error: OSError) -> FileError:

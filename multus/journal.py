@@ -1,30 +1,27 @@
 """What this node has promised: every sandbox and attachment, durable before the first delegate runs.
 
-An SQLite database (WAL). Writers queue closures; one task commits whatever has queued up as one transaction, so a
-burst of pods shares one fsync. Only the intent of an ADD waits for the disk (synchronous FULL): it is what a power
-cut must not lose, because IPAM files outlive the kernel. Later writes only have to survive this process, for which
-the page cache suffices: after a power cut the boot id differs and everything is undone anyway.
+An SQLite database (`multus.database`), in write-ahead mode. Only the intent of an ADD waits for the disk (synchronous
+FULL): it is what a power cut must not lose, because IPAM files outlive the kernel. Later writes only have to survive
+this process, for which the page cache suffices: after a power cut the boot id differs and everything is undone anyway.
 """
 
-import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import anyio
-import anyio.to_thread
 import msgspec
 
-from multus.errors import Fault, MultusError
+from multus.database import Database, JournalError, read_only
 from multus.sandbox import Attachment, Sandbox, State
 
-logger = logging.getLogger(__name__)
+__all__ = ["SCHEMA_VERSION", "Journal", "JournalError", "read_journal"]
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+# Each script makes the next schema of the one before; one that was released is never changed.
+_MIGRATIONS = (
+    """
 CREATE TABLE sandbox (
     container_id TEXT NOT NULL, ifname TEXT NOT NULL, state TEXT NOT NULL, netns TEXT NOT NULL, netns_id TEXT NOT NULL,
     boot_id TEXT NOT NULL, pod_namespace TEXT NOT NULL, pod_name TEXT NOT NULL, pod_uid TEXT NOT NULL,
@@ -37,33 +34,20 @@ CREATE TABLE attachment (
     FOREIGN KEY (container_id, sandbox_ifname) REFERENCES sandbox (container_id, ifname) ON DELETE CASCADE
 ) WITHOUT ROWID;
 CREATE INDEX attachment_device ON attachment (device_id) WHERE device_id <> '';
-"""
-
-
-class JournalError(MultusError):
-    """The journal cannot be read or written: nothing may be attached until it can."""
-
-    fault: ClassVar[Fault] = Fault.KERNEL
-    retry: ClassVar[bool] = True
-
-
-class _Operation(msgspec.Struct, kw_only=True):
-    run: Callable[[sqlite3.Connection], Any]
-    durable: bool
-    done: anyio.Event
-    answer: Any = None
-    error: Exception | None = None
+""",
+)
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 class Journal:
-    """Open with `async with Journal.open(path) as journal`."""
+    """Open with `async with Journal.open(path) as journal`.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._queue: list[_Operation] = []
-        self._wake = anyio.Event()
-        self._thread = anyio.CapacityLimiter(1)
-        self._commits = 0
+    Every method raises JournalError when what it asks was not done. A caller that is cancelled takes his write back,
+    unless it is under way: then it happens all the same.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     @classmethod
     @asynccontextmanager
@@ -72,20 +56,13 @@ class Journal:
 
         :raises JournalError: when it cannot be opened, or is of a newer schema than this program knows.
         """
-        connection = await anyio.to_thread.run_sync(_connect, path)
-        journal = cls(connection)
-        try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(journal._commit_forever)
-                yield journal
-                group.cancel_scope.cancel()
-        finally:
-            connection.close()
+        async with Database.open(path, _MIGRATIONS) as database:
+            yield cls(database)
 
     @property
     def commits(self) -> int:
         """Transactions so far: fewer than writes when writers share one."""
-        return self._commits
+        return self._database.commits
 
     async def begin(self, sandbox: Sandbox) -> None:
         """Store the intent of an ADD, on disk when this returns."""
@@ -95,7 +72,7 @@ class Journal:
             connection.execute(f"INSERT INTO sandbox VALUES ({_marks(len(row))})", row)  # noqa: S608
             _insert(connection, sandbox.key, sandbox.attachments)
 
-        await self._write(run, durable=True)
+        await self._database.write(run, durable=True)
 
     async def attached(
         self, key: tuple[str, str], result: bytes, results: Sequence[tuple[int, bytes]], status: str | None
@@ -112,11 +89,11 @@ class Journal:
                 [(data, *key, position) for position, data in results],
             )
 
-        await self._write(run)
+        await self._database.write(run)
 
     async def plugged(self, key: tuple[str, str], attachment: Attachment) -> None:
         """One more attachment of a sandbox that is attached (hot plug), on disk when this returns."""
-        await self._write(lambda connection: _insert(connection, key, [attachment]), durable=True)
+        await self._database.write(lambda connection: _insert(connection, key, [attachment]), durable=True)
 
     async def recorded(self, key: tuple[str, str], position: int, result: bytes) -> None:
         """The result of one attachment."""
@@ -174,88 +151,13 @@ class Journal:
         return await self._read("", ())
 
     async def _read(self, where: str, values: tuple[str, ...]) -> list[Sandbox]:
-        answer: list[Sandbox] = await self._write(lambda connection: _select(connection, where, values))
-        return answer
+        return await self._database.read(lambda connection: _select(connection, where, values))
 
     async def _execute(self, statement: str, values: tuple[Any, ...]) -> None:
         def run(connection: sqlite3.Connection) -> None:
             connection.execute(statement, values)
 
-        await self._write(run)
-
-    async def _write(self, run: Callable[[sqlite3.Connection], Any], *, durable: bool = False) -> Any:
-        operation = _Operation(run=run, durable=durable, done=anyio.Event())
-        self._queue.append(operation)
-        self._wake.set()
-        await operation.done.wait()
-        if operation.error is not None:
-            raise operation.error
-        return operation.answer
-
-    async def _commit_forever(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = anyio.Event()
-            batch, self._queue = self._queue, []
-            try:
-                # Shielded: once in the thread, the batch happens, and those who wait for it must hear so.
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(_commit, self._connection, batch, limiter=self._thread)
-                    self._commits += 1
-            except Exception as error:
-                for operation in batch:
-                    operation.error = operation.error or _wrap(error)
-            for operation in batch:
-                operation.done.set()
-
-
-def _commit(connection: sqlite3.Connection, batch: list[_Operation]) -> None:
-    durable = any(operation.durable for operation in batch)
-    connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for operation in batch:
-            connection.execute("SAVEPOINT one")
-            try:
-                operation.answer = operation.run(connection)
-            except (sqlite3.Error, msgspec.MsgspecError) as error:
-                connection.execute("ROLLBACK TO one")
-                operation.error = _wrap(error)
-            connection.execute("RELEASE one")
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _wrap(error: Exception) -> JournalError:
-    return JournalError(
-        f"the journal refused: {error}",
-        hint="check that the state directory is writable and its disk not full",
-    )
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        path.chmod(0o600)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        if version == 0:
-            connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version > SCHEMA_VERSION:
-            raise JournalError(
-                f"journal {path} has schema {version}, this program knows {SCHEMA_VERSION}",
-                hint="run the version that wrote it, or a newer one",
-            )
-    except (sqlite3.Error, OSError) as error:
-        raise JournalError(
-            f"cannot open the journal {path}: {error}",
-            hint="check the directory, its disk and its permissions",
-        ) from error
-    return connection
+        await self._database.write(run)
 
 
 def read_journal(path: Path) -> list[Sandbox]:
@@ -263,14 +165,7 @@ def read_journal(path: Path) -> list[Sandbox]:
 
     :raises JournalError: when there is no journal or it cannot be read.
     """
-    try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
-        try:
-            return _select(connection, "", ())
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise JournalError(f"cannot read the journal {path}: {error}", hint="has multusd run on this node?") from error
+    return read_only(path, lambda connection: _select(connection, "", ()), schema=SCHEMA_VERSION)
 
 
 _BODY = msgspec.json.Encoder()
@@ -320,7 +215,13 @@ def _sandbox(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Sandbox:
         "SELECT body, result FROM attachment WHERE container_id = ? AND sandbox_ifname = ? ORDER BY position",
         row[:2],
     )
-    attachments = tuple(
-        msgspec.structs.replace(_FROM_BODY.decode(body), result=result) for body, result in rows.fetchall()
-    )
-    return Sandbox(**(fields | {"state": State(fields["state"]), "attachments": attachments}))
+    try:
+        attachments = tuple(
+            msgspec.structs.replace(_FROM_BODY.decode(body), result=result) for body, result in rows.fetchall()
+        )
+        return Sandbox(**(fields | {"state": State(fields["state"]), "attachments": attachments}))
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise JournalError(
+            f"the journal's record of container {row[0]} cannot be understood: {error}",
+            hint="was it written by another version? run that one",
+        ) from error

@@ -44,10 +44,11 @@ async def listen(path: Path) -> anyio.abc.SocketListener:
             await anyio.Path(temporary).rename(path)
         except BaseException:
             await listener.aclose()
+            temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
         raise ListenerError(
-            f"cannot make the socket {path}: {error.strerror or error}",
+            f"cannot make the socket {path}: {getattr(error, 'strerror', None) or error}",
             hint="multusd must run as root, and socketDir must be on a writable file system",
         ) from error
     return listener

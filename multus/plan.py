@@ -4,21 +4,26 @@ Positions follow the annotation: 0 is the cluster's default network, then `defau
 the auxiliary chain. Interface names, device order, dependencies and results derive from positions, never from timing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import msgspec
 
 from multus import devinfo
+from multus.cni.args import Pairs
 from multus.cni.conf import NetworkConf, encode_conf, masters, with_cni_args, with_device
 from multus.cni.request import PodRef, delegate_args
 from multus.errors import Fault, MultusError
 from multus.networks.devices import DeviceShare
 from multus.networks.errors import NetworkError
 from multus.networks.gateways import GatewayDecision, decide_gateways
+from multus.networks.order import Node, order
 from multus.networks.selection import Selection
 from multus.sandbox import Attachment
+
+# Arguments (CNI_ARGS, capabilities) that the runtime means for the interface it asks for: on two they would clash.
+_ONE_INTERFACE = frozenset({"MAC", "IP", "ips", "mac", "infinibandGUID", "deviceID", "CNIDeviceInfoFile"})
 
 
 class Origin(StrEnum):
@@ -84,40 +89,43 @@ def make_plan(
     container_id: str,
     ifname: str,
     pod: PodRef | None,
-    runtime_args: tuple[tuple[str, str], ...] = (),
-    runtime: dict[str, Any] | None = None,
+    runtime_args: Pairs = (),
+    runtime: Mapping[str, Any] | None = None,
     devices: DeviceShare,
     sequential: bool = False,
+    device_info_dir: str = "/var/run/k8s.cni.cncf.io/devinfo",
+    tolerant: bool = False,
 ) -> Plan:
-    """The plan for one ADD. `runtime` is what the container runtime gave as runtimeConfig; `ifname` its CNI_IFNAME."""
-    refusals = [f"network {want.network!r} ({want.origin}): {want.refusal}" for want in wanted if want.refusal]
+    """The plan for one ADD. `runtime` is what the container runtime gave as runtimeConfig; `ifname` its CNI_IFNAME.
+
+    `tolerant` is for a DEL: a network whose device is not known any more is deleted without being told which it was.
+    """
+    refusals = [f"{_title(want)}: {_refusal(want)}" for want in wanted if _refusal(want)]
     names, name_refusals = _interface_names(wanted, ifname)
     refusals += name_refusals
     gateways, gateway_refusals = _gateways(wanted)
     refusals += gateway_refusals
+    chosen, device_refusals = _devices(wanted, devices)
+    if not tolerant:
+        refusals += device_refusals.values()
     planned: list[Planned] = []
     for position, want in enumerate(wanted):
-        if want.conf is None:
+        if want.conf is None or _refusal(want) or (position in device_refusals and not tolerant):
             continue
+        device_id = chosen.get(position, "")
         try:
-            conf, device_id = _with_selection(want, devices)
+            conf = _with_selection(want.conf, want, device_id)
         except MultusError as error:
-            refusals.append(f"network {want.network!r} ({want.origin}): {error}")
+            refusals.append(f"{_title(want)}: {error}")
             continue
         info = devinfo.cni_file_name(want.network, container_id, names[position]) if device_id else ""
-        selection = want.selection
         attachment = Attachment(
             position=position,
             network=want.network,
             ifname=names[position],
             conf=encode_conf(conf),
-            args=delegate_args(
-                pod,
-                runtime_args,
-                mac=selection.mac if selection else "",
-                ips=selection.ips if selection else (),
-            ),
-            runtime=_capabilities(want, position, runtime or {}, device_id, info),
+            args=_args(want, position, pod, runtime_args),
+            runtime=_capabilities(want, position, runtime or {}, device_id, f"{device_info_dir}/cni/{info}"),
             device_id=device_id if want.resource else "",
             resource=want.resource,
             default=position == 0,
@@ -129,6 +137,16 @@ def make_plan(
     return Plan(attachments=_ordered(planned, sequential=sequential), refusals=tuple(refusals))
 
 
+def _title(want: Wanted) -> str:
+    return f"network {want.network!r} ({want.origin})"
+
+
+def _refusal(want: Wanted) -> str:
+    if want.refusal or want.conf is None:
+        return want.refusal or "there is no configuration for it"
+    return "" if want.conf.name else f"the configuration has no name ({want.found})"
+
+
 def _interface_names(wanted: Sequence[Wanted], ifname: str) -> tuple[list[str], list[str]]:
     names: list[str] = []
     refusals: list[str] = []
@@ -138,7 +156,7 @@ def _interface_names(wanted: Sequence[Wanted], ifname: str) -> tuple[list[str], 
         if name in names:
             other = names.index(name)
             refusals.append(
-                f"network {want.network!r} ({want.origin}) would be interface {name!r}, which "
+                f"{_title(want)} would be interface {name!r}, which "
                 f"{wanted[other].network!r} ({wanted[other].origin}) already is: ask for another interface name"
             )
         names.append(name)
@@ -148,88 +166,84 @@ def _interface_names(wanted: Sequence[Wanted], ifname: str) -> tuple[list[str], 
 def _gateways(wanted: Sequence[Wanted]) -> tuple[list[GatewayDecision], list[str]]:
     requests = [want.selection.default_route if want.selection else None for want in wanted]
     try:
-        return list(decide_gateways(requests)), []
+        decisions = decide_gateways(requests)
     except NetworkError as error:
         return [GatewayDecision() for _ in wanted], [str(error)]
+    makes = [want.origin is not Origin.AUXILIARY for want in wanted]  # an interface, and so routes that it could lose
+    return [each if made else GatewayDecision() for each, made in zip(decisions, makes, strict=True)], []
 
 
-def _with_selection(want: Wanted, devices: DeviceShare) -> tuple[NetworkConf, str]:
-    conf, selection = want.conf, want.selection
-    assert conf is not None
-    device_id = selection.device_id if selection else ""
-    if want.resource:
-        device_id = devices.take(
-            want.resource,
-            network=want.network,
-            device_id=device_id,
-            container=selection.container if selection else "",
-        )
+def _devices(wanted: Sequence[Wanted], share: DeviceShare) -> tuple[dict[int, str], dict[int, str]]:
+    """Device and refusal by position. Who asks for a certain device, or a certain container's, chooses first.
+
+    Without a resource, the device is what the selection says; the default network is told of none in that way.
+    """
+    chosen: dict[int, str] = {}
+    refusals: dict[int, str] = {}
+    for position in sorted(range(len(wanted)), key=lambda index: _freedom(wanted[index])):
+        want = wanted[position]
+        selection = want.selection
+        device_id = selection.device_id if selection else ""
+        if want.conf is None or not want.resource:
+            if device_id and position > 0:
+                chosen[position] = device_id
+            continue
+        container = selection.container if selection else ""
+        try:
+            chosen[position] = share.take(want.resource, network=want.network, device_id=device_id, container=container)
+        except NetworkError as error:
+            refusals[position] = f"{_title(want)}: {error}"
+    return chosen, dict(sorted(refusals.items()))
+
+
+def _freedom(want: Wanted) -> int:
+    if want.selection is None:
+        return 2
+    return 0 if want.selection.device_id else 1 if want.selection.container else 2
+
+
+def _with_selection(conf: NetworkConf, want: Wanted, device_id: str) -> NetworkConf:
+    if want.resource and device_id:
         conf = with_device(conf, device_id)
-    if selection and selection.cni_args:
-        conf = with_cni_args(conf, selection.cni_args)
-    return conf, device_id
+    if want.selection and want.selection.cni_args:
+        conf = with_cni_args(conf, want.selection.cni_args)
+    return conf
+
+
+def _args(want: Wanted, position: int, pod: PodRef | None, runtime_args: Pairs) -> Pairs:
+    mac, ips = (want.selection.mac, want.selection.ips) if want.selection else ("", ())
+    given = runtime_args if position == 0 else tuple(pair for pair in runtime_args if pair[0] not in _ONE_INTERFACE)
+    return delegate_args(pod, given, mac=mac, ips=ips)
 
 
 def _capabilities(
-    want: Wanted, position: int, runtime: dict[str, Any], device_id: str, device_info: str
+    want: Wanted, position: int, runtime: Mapping[str, Any], device_id: str, info_file: str
 ) -> dict[str, Any]:
     """Capability arguments: the runtime's own, and for any network but the default one what the selection asks for."""
-    capabilities = dict(runtime)
-    selection = want.selection
-    if selection is not None and position > 0:
-        asked: dict[str, Any] = {
-            "portMappings": list(selection.port_mappings),
-            "bandwidth": selection.bandwidth,
-            "ips": list(selection.ips),
-            "mac": selection.mac,
-            "infinibandGUID": selection.infiniband_guid,
-        }
-        capabilities |= {key: msgspec.to_builtins(value) for key, value in asked.items() if value}
-    if device_id and position > 0:
-        capabilities["deviceID"] = device_id
-        if device_info:
-            capabilities["CNIDeviceInfoFile"] = str(devinfo.CNI_DIRECTORY) + "/" + device_info
+    if position == 0:
+        return dict(runtime)
+    capabilities = {key: value for key, value in runtime.items() if key not in _ONE_INTERFACE}
+    if want.selection:
+        capabilities |= want.selection.capabilities()
+    if device_id:
+        capabilities |= {"deviceID": device_id, "CNIDeviceInfoFile": info_file}
     return capabilities
 
 
-def _ordered(planned: list[Planned], *, sequential: bool) -> tuple[Planned, ...]:
-    """Say for each attachment which positions it waits for.
-
-    All wait for the default network; the auxiliary chain waits for all. One whose conf names another's interface as
-    its master waits for that one, unless that would close a circle.
-    """
-    by_ifname = {item.attachment.ifname: item.attachment.position for item in planned}
-    waits: dict[int, set[int]] = {}
-    for item in planned:
-        position = item.attachment.position
-        before = {other.attachment.position for other in planned if other.attachment.position < position}
-        if sequential or item.origin is Origin.AUXILIARY:
-            waits[position] = before
-            continue
-        waits[position] = before & {0}
-        for name in masters(item.conf):
-            master = by_ifname.get(name)
-            if master is None or master == position or position == 0 or _reaches(waits, master, position):
-                continue
-            waits[position].add(master)
+def _ordered(planned: Sequence[Planned], *, sequential: bool) -> tuple[Planned, ...]:
+    nodes = [
+        Node(
+            position=item.attachment.position,
+            ifname=item.attachment.ifname,
+            masters=masters(item.conf),
+            last=item.origin is Origin.AUXILIARY,
+        )
+        for item in planned
+    ]
+    waits = order(nodes, sequential=sequential)
     return tuple(
         msgspec.structs.replace(
-            item,
-            attachment=msgspec.structs.replace(item.attachment, after=tuple(sorted(waits[item.attachment.position]))),
+            item, attachment=msgspec.structs.replace(item.attachment, after=waits[item.attachment.position])
         )
         for item in planned
     )
-
-
-def _reaches(waits: dict[int, set[int]], start: int, goal: int) -> bool:
-    """Whether `start` already waits, directly or not, for `goal`."""
-    seen: set[int] = set()
-    todo = [start]
-    while todo:
-        position = todo.pop()
-        if position == goal:
-            return True
-        if position not in seen:
-            seen.add(position)
-            todo.extend(waits.get(position, ()))
-    return False

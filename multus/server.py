@@ -16,11 +16,13 @@ from multus.calls import Calls
 from multus.cni.errors import CNIError, Code
 from multus.listener import ListenerError, listen, trusted
 from multus.upstream import Answer, Exchange, InterfaceAttributes, Probe, conclude, failure
-from multus.wire import HEADER_SIZE, FrameError, RequestFrame, decode_request, encode_response, request_size
+from multus.wire import HEADER_SIZE, MAX_OUTPUT, FrameError, RequestFrame, decode_request, encode_response, request_size
 
 __all__ = ["Handler", "InterfaceAttributes", "ListenerError", "Server"]
 
 logger = logging.getLogger(__name__)
+
+_EXCERPT = 4096  # characters of an error message that is too long to be sent
 
 
 class Handler(Protocol):
@@ -210,4 +212,7 @@ def _response(outcome: bytes | CNIError, conf: bytes) -> bytes:
         version = msgspec.json.decode(conf, type=_Versioned).version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         version = ""
-    return encode_response(1, outcome.encode(version or "1.0.0"))
+    data = outcome.encode(version or "1.0.0")
+    if len(data) > MAX_OUTPUT:
+        data = CNIError(outcome.code, f"{outcome.message[:_EXCERPT]}...").encode("1.0.0")
+    return encode_response(1, data)

@@ -55,15 +55,19 @@ class Upkeep:
         await self._journal.forget(sandbox.key)
 
     async def recover(self) -> None:
-        """Undo what a crash or a reboot left: half-done ADDs, DELs that did not end, sandboxes of another boot."""
-        for sandbox in await self._journal.all():
-            half_done = sandbox.state is not State.ATTACHED
-            if half_done or sandbox.boot_id != self._boot_id:
-                why = f"was {sandbox.state}" if half_done else "is of an earlier boot"
-                logger.warning("undoing sandbox %s of pod %s: it %s", sandbox.container_id, _pod(sandbox), why)
-                await self._try_remove(sandbox)
-                continue
-            await self._undo_half_plugged(sandbox)
+        """Undo what a crash or a reboot left: half-done ADDs, DELs that did not end, sandboxes of another boot.
+
+        All at once: after a reboot that is every pod of the node, and the slots bound what runs.
+        """
+        async with anyio.create_task_group() as group:
+            for sandbox in await self._journal.all():
+                half_done = sandbox.state is not State.ATTACHED
+                if half_done or sandbox.boot_id != self._boot_id:
+                    why = f"was {sandbox.state}" if half_done else "is of an earlier boot"
+                    logger.warning("undoing sandbox %s of pod %s: it %s", sandbox.container_id, _pod(sandbox), why)
+                    group.start_soon(self._try_remove, sandbox)
+                else:
+                    group.start_soon(self._undo_half_plugged, sandbox)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Retry, with growing pauses, what could not be deleted and the statuses that could not be written."""

@@ -111,8 +111,10 @@ class Exchange:
             headers.append(("Content-Type", "application/json"))
         if answer.status == 405:
             headers.append(("Allow", "GET, POST" if self._path() in _PROBES else "POST"))
-        head = self._http.send(h11.Response(status_code=answer.status, headers=headers))
-        return (head or b"") + (self._http.send(h11.Data(data=answer.body)) or b"")
+        head = self._http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+        if self._request is not None and self._request.method == b"HEAD":
+            return head
+        return head + (self._http.send(h11.Data(data=answer.body)) or b"")
 
     def _path(self) -> str:
         return self._request.target.decode("ascii").partition("?")[0] if self._request else ""
@@ -147,9 +149,7 @@ def conclude(call: Call, outcome: bytes | CNIError) -> Answer:
 
 def failure(error: CNIError, *, status: int = 400) -> Answer:
     """The answer to what failed."""
-    details = "; ".join(part for part in (error.details, error.hint) if part)
-    body = {"code": error.code, "msg": error.message, "details": details}
-    return Answer(status=status, body=msgspec.json.encode(body))
+    return Answer(status=status, body=msgspec.json.encode({"details": "", **error.body()}))
 
 
 def _refuse(code: Code, message: str, *, status: int = 400) -> Answer:
@@ -163,6 +163,8 @@ def _decode_call(path: str, body: bytes) -> Call:
         raise CNIError(Code.DECODING_FAILURE, f"POST {path}: {error}") from None
     env = {name: value for name, value in (envelope.env or {}).items() if name.startswith("CNI_")}
     _check_env(path, env)
+    if path == "/cni" and env["CNI_COMMAND"] in ("ADD", "DEL", "CHECK"):
+        env.setdefault("CNI_IFNAME", "eth0")  # as upstream's server does
     attributes = None
     if path == "/delegate":
         given = envelope.interface_attributes or _Attributes()

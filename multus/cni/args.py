@@ -107,7 +107,7 @@ def _refuse_unknown(pairs: Sequence[tuple[str, str]]) -> None:
         raise invalid(f"CNI_ARGS: IgnoreUnknown is {ignore!r:.40}", "1, true, 0 or false")
     unknown = [key for key, _ in pairs if key not in _KNOWN_ARGS]
     if unknown and ignore in _FALSE:
-        raise invalid(f"CNI_ARGS: unknown keys {', '.join(unknown):.200}", "IgnoreUnknown=1 lets them pass")
+        raise invalid(f"CNI_ARGS: unknown keys {', '.join(unknown)[:200]!a}", "IgnoreUnknown=1 lets them pass")
 
 
 def invalid(message: str, hint: str) -> CNIError:

@@ -4,8 +4,9 @@ A CNI document passes through us on its way from an operator to a plugin. Its va
 written, so that a number such as 1e400 or a key that we do not know arrives as it was sent. Only what is asked for is
 decoded.
 
-Keys are looked up as Go's encoding/json does for the structs of the reference implementation: the exact spelling
-first, then any that differs only in case. `null` counts as absent, as it leaves a Go field untouched.
+Keys are looked up in any case, as by Go's encoding/json, for which the reference implementation's files are written.
+Of several spellings in one object, which Go lets overwrite one another, the exact one counts here, else the last.
+`null` counts as absent, as it leaves a Go field untouched.
 """
 
 from collections.abc import Callable, Mapping

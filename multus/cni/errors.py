@@ -27,23 +27,35 @@ class Code(IntEnum):
     INTERNAL = 999
 
 
+_MAX_CODE = 2**32 - 1  # Go's uint where it is smallest
+
+
 class CNIError(MultusError):
-    """An error with the code, message and details that a CNI runtime is shown."""
+    """An error with the code, message and details that a CNI runtime is shown. A code out of range becomes 999."""
 
     fault: ClassVar[Fault] = Fault.PEER
 
     def __init__(self, code: int, message: str, details: str = "", *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
-        self.code = int(code)
+        self.code = int(code) if 0 <= code <= _MAX_CODE else int(Code.INTERNAL)
         self.details = details
 
     def encode(self, cni_version: str) -> bytes:
         """The error as the CNI specification's JSON object, for stdout."""
-        body: dict[str, object] = {"cniVersion": cni_version, "code": self.code, "msg": self.message}
+        return msgspec.json.encode({"cniVersion": _sayable(cni_version), **self.body()})
+
+    def body(self) -> dict[str, object]:
+        """Code, message and details as the specification names them; the hint is part of the details."""
+        body: dict[str, object] = {"code": self.code, "msg": _sayable(self.message)}
         details = "; ".join(part for part in (self.details, self.hint) if part)
         if details:
-            body["details"] = details
-        return msgspec.json.encode(body)
+            body["details"] = _sayable(details)
+        return body
+
+
+def _sayable(text: str) -> str:
+    """Without the surrogates by which Python spells a path that is not UTF-8: JSON cannot say those."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def to_cni(error: Exception) -> CNIError:

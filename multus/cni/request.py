@@ -129,7 +129,7 @@ def parse_request(env: Mapping[str, str], conf: bytes) -> Request:
     """The call that environment and stdin make. Raises CNIError INVALID_ENVIRONMENT; the conf is only measured here.
 
     A DEL passes with CNI_ARGS that an ADD would refuse: the runtime repeats it until it succeeds, and that ADD made
-    nothing.
+    nothing. It then names no pod.
     """
     command = _command(env.get("CNI_COMMAND", ""))
     values: dict[str, str] = {}
@@ -151,7 +151,7 @@ def parse_request(env: Mapping[str, str], conf: bytes) -> Request:
         container_id=values.get("CNI_CONTAINERID", ""),
         netns=values.get("CNI_NETNS", ""),
         ifname=values.get("CNI_IFNAME", "eth0"),
-        args=parse_args(values.get("CNI_ARGS", ""), tolerant=command is Command.DEL),
+        args=_args(values.get("CNI_ARGS", ""), command),
         path=tuple(part for part in values.get("CNI_PATH", "").split(":") if part),
         conf=conf,
         nonce=values.get("MULTUS_NONCE", ""),
@@ -161,17 +161,30 @@ def parse_request(env: Mapping[str, str], conf: bytes) -> Request:
 def valid_attachments(conf: bytes) -> tuple[ValidAttachment, ...] | None:
     """What the runtime wants kept on GC; None when the configuration does not say, and so nothing may be called stale.
 
-    The specification's key, else the one that libcni writes beside it. Raises CNIError DECODING_FAILURE.
+    The specification's key, else the one that libcni writes beside it. null is an empty list: it is what libcni writes
+    for a runtime without any containers, such as CRI-O after a reboot. Raises CNIError DECODING_FAILURE.
     """
+    keys = ("cni.dev/valid-attachments", "cni.dev/attachments")
     try:
         top = document.decode(conf)
-        for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+        for key in keys:
             raw = document.member(top, key)
             if raw is not None:
                 return document.value(raw, tuple[ValidAttachment, ...])
     except DocumentError as error:
         raise CNIError(Code.DECODING_FAILURE, f"GC: cni.dev/valid-attachments: {error}") from None
-    return None
+    return () if any(document.spelled(top, key) for key in keys) else None
+
+
+def _args(text: str, command: Command) -> Pairs:
+    if command is not Command.DEL:
+        return parse_args(text)
+    pairs = parse_args(text, tolerant=True)
+    try:
+        pod_ref(pairs)
+    except CNIError:
+        return tuple((key, value) for key, value in pairs if not key.startswith("K8S_POD_"))
+    return pairs
 
 
 def _command(text: str) -> Command:

@@ -17,6 +17,7 @@ from multus.cni.versions import SUPPORTED, at_least, known
 __all__ = ["DNS", "IP", "SUPPORTED", "Interface", "Result", "Route", "at_least", "encode_result", "parse_result"]
 
 MAX_RESULT = 4 * 1024 * 1024
+MAX_ITEMS = 4096  # in a list; 4 MiB of empty objects would keep the program busy for seconds
 
 _TOP = ("cniVersion", "interfaces", "ips", "routes", "dns", "ip4", "ip6")
 _KEYS: Mapping[str, tuple[str, ...]] = {
@@ -121,8 +122,9 @@ def parse_result(data: bytes, *, where: str, version: str = "") -> Result:
 
 
 def encode_result(result: Result, version: str) -> bytes:
-    """The result in that version's shape ("" is 0.1.0); what the version cannot carry is dropped.
+    """The result in that version's shape ("" is 0.1.0); what libcni's types for it cannot carry is dropped.
 
+    They are the same for 1.0.0 and 1.1.0: what a plugin says of MTU or PCI device reaches the next one in either.
     0.2.0 and older keep the first address of each family, and routes whose family has one. Unlike in libcni they may
     be without any address: a plugin that returns none has not failed. Raises CNIError INCOMPATIBLE_VERSION.
     """
@@ -153,7 +155,9 @@ def _members(data: bytes) -> dict[str, object]:
 
 def _canonical(key: str, item: object) -> object:
     if isinstance(item, list):
-        return [_canonical(key, each) for each in item]
+        if len(item) > MAX_ITEMS:
+            raise ValueError(f"a list of {len(item)} items")
+        return [_canonical(key, each) if isinstance(each, dict) else each for each in item]
     if key not in _KEYS or not isinstance(item, dict):
         return item
     return {inner: _canonical(inner, each) for inner, each in _pick(item, _KEYS[key]).items()}
@@ -162,7 +166,8 @@ def _canonical(key: str, item: object) -> object:
 def _pick(given: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     if len(given) > document.MAX_MEMBERS:
         raise ValueError(f"an object with {len(given)} members")
-    found = ((key, document.spelled(given, key)) for key in keys)
+    folded = {document.fold(name): name for name in given}
+    found = ((key, key if key in given else folded.get(document.fold(key))) for key in keys)
     return {key: given[name] for key, name in found if name is not None and given[name] is not None}
 
 
@@ -194,13 +199,10 @@ def _to_old(result: Result) -> dict[str, object]:
 def _to_lists(result: Result, version: str) -> dict[str, object]:
     interfaces: Sequence[object] = result.interfaces
     ips: Sequence[object] = result.ips
-    routes: Sequence[object] = result.routes
-    if not at_least(version, "1.1.0"):
-        interfaces = [Interface(name=each.name, mac=each.mac, sandbox=each.sandbox) for each in result.interfaces]
-        routes = [Route(dst=each.dst, gw=each.gw) for each in result.routes]
     if not at_least(version, "1.0.0"):
+        interfaces = [Interface(name=each.name, mac=each.mac, sandbox=each.sandbox) for each in result.interfaces]
         ips = [{"version": str(_ip_version(ip.address)), **msgspec.to_builtins(ip)} for ip in result.ips]
-    lists = {"interfaces": interfaces, "ips": ips, "routes": routes}
+    lists = {"interfaces": interfaces, "ips": ips, "routes": result.routes}
     return {key: items for key, items in lists.items() if items}
 
 

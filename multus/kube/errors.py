@@ -26,6 +26,14 @@ class InvalidNameError(ClusterError):
     retry: ClassVar[bool] = False
 
 
+class BusyError(ClusterError):
+    """The cluster asked for patience; `after` is how many seconds of it, 0 when it did not say."""
+
+    def __init__(self, message: str, *, hint: str = "", after: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.after = after
+
+
 class RefusedError(ClusterError):
     """The cluster understood and refused: asking again will not help until somebody changes something."""
 

@@ -71,7 +71,7 @@ def list_page(what: Collection, *, limit: int, more: str = "", fresh: bool = Fal
     """
     query = [("limit", str(limit))]
     if more:
-        query.append(("continue", more))
+        query.append(("continue", more))  # the token holds the version
     elif not fresh:
         query.append(("resourceVersion", "0"))
     return _collection(what, "list", query)
@@ -139,13 +139,12 @@ def get_claim(namespace: str, name: str) -> Request:
     return _object("get", "resourceclaims", path, namespace, name, group="resource.k8s.io")
 
 
-def list_slices(driver: str, node: str) -> Request:
+def slices_of(driver: str, node: str) -> Collection:
     """ResourceSlices of one driver: this node's, or with node "" those bound to no node by name."""
     selector = f"spec.nodeName={_name(node, 'node') if node else ''},spec.driver={_name(driver, 'driver')}"
-    what = Collection(
+    return Collection(
         resource="resourceslices", group="resource.k8s.io", path=f"{_DRA}/resourceslices", field_selector=selector
     )
-    return _collection(what, "list", [])
 
 
 def _collection(what: Collection, verb: Literal["list", "watch"], query: list[tuple[str, str]]) -> Request:

@@ -5,7 +5,8 @@ the connection sends, reads and waits. Source: Kubernetes API concepts, "Efficie
 
 The rules:
 - every line moves the version that the next watch resumes from, bookmarks and unreadable objects included;
-- only 410 (by status or by an ERROR event), and garbage that comes three times from one version, cost a new list;
+- only 410 and other refusals of our version (by status or by an ERROR event), and what fails three times from one
+  version, cost a new list: after a restored backup a server may know nothing of it, and say so in its own way;
 - a list replaces what was known in one step, after its last page.
 """
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 MAX_LINE = 8 << 20  # bytes of one watch line: etcd refuses objects above 1.5 MiB, JSON may escape every byte of one
 _GARBAGE_LIMIT = 3
 _GONE = 410
+_EXPIRED = ("Expired", "Gone")  # reasons of a 410 whose code was lost on the way
+_NOT_ABOUT_US = (401, 403, 408, 429, 502, 503)  # these say nothing about the version or the continue token
 
 Key = tuple[str, str]
 """Namespace and name."""
@@ -130,7 +133,7 @@ class Driver(Generic[T]):
     def page(self, data: bytes) -> Change[T] | None:
         """Take one page of a list; the change comes with the last page."""
         try:
-            page = msgspec.json.decode(data, type=_Page)
+            page = _load(data, _Page)
             if not page.metadata.resource_version:
                 raise ValueError("a list without metadata.resourceVersion")
         except ValueError as error:
@@ -146,6 +149,7 @@ class Driver(Generic[T]):
         listed, self._listed = self._listed, {}
         self._version = page.metadata.resource_version
         self._garbage = 0
+        self._fresh = False
         return Replace(listed)
 
     def feed(self, chunk: bytes) -> Iterator[Change[T]]:
@@ -163,10 +167,10 @@ class Driver(Generic[T]):
     def line(self, line: bytes) -> Change[T] | None:
         """Take one line of a watch."""
         try:
-            event = msgspec.json.decode(line, type=_Event)
+            event = _load(line, _Event)
             if event.type == "ERROR":
-                return self._error(msgspec.json.decode(event.object, type=_Status))
-            metadata = msgspec.json.decode(event.object, type=_Named).metadata
+                return self._error(_load(event.object, _Status))
+            metadata = _load(event.object, _Named).metadata
             if not metadata.resource_version:
                 raise ValueError("an object without metadata.resourceVersion")
         except ValueError as error:
@@ -177,11 +181,13 @@ class Driver(Generic[T]):
 
     def refused(self, status: int) -> None:
         """The last request was answered with this HTTP status, not 200."""
-        if status == _GONE or self._more:
-            # A continue token expires as well, with 410 or, after an upgrade, with 400.
+        if status in _NOT_ABOUT_US:
+            return
+        if 400 <= status < 500:
+            # 410; a continue token may get 400 after an upgrade; 404: the kind itself went away, and its versions.
             self._relist()
-        elif status == 404:  # the kind itself went away: its definition was deleted
-            self._relist()
+        else:
+            self._failed()
 
     def _change(self, event: _Event, metadata: _Metadata) -> Change[T] | None:
         if event.type in ("ADDED", "MODIFIED"):
@@ -202,21 +208,36 @@ class Driver(Generic[T]):
             return None
 
     def _error(self, status: _Status) -> Lost:
-        if status.code == _GONE:
+        if status.code == _GONE or status.reason in _EXPIRED:
             self._relist()
+        elif status.code not in _NOT_ABOUT_US:
+            self._failed()
         return Lost(f"the server ended the watch of {self.what.resource}: {status.code} {status.message[:200]}")
 
     def _spoiled(self, why: str) -> Lost:
+        self._failed()
+        return Lost(f"garbage in the watch of {self.what.resource}: {why[:300]}")
+
+    def _failed(self) -> None:
         self._garbage += 1
         if self._garbage >= _GARBAGE_LIMIT:
             self._relist()
-        return Lost(f"garbage in the watch of {self.what.resource}: {why[:300]}")
 
     def _relist(self) -> None:
         self._version = self._more = ""
         self._listed = {}
         self._garbage = 0
         self._fresh = True
+
+
+_W = TypeVar("_W")
+
+
+def _load(data: bytes | msgspec.Raw, kind: type[_W]) -> _W:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class LineTooLongError(ValueError):

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from multus.cni.document import fold
 from multus.files import FileError, read_small
 from multus.settings.keys import (
     Key,
@@ -26,7 +27,7 @@ from multus.settings.keys import (
     table,
     text,
 )
-from multus.settings.netconf import NET_CONF_KEYS, LogOptions, NetConf, overlaid
+from multus.settings.netconf import LOG_OPTIONS, MISNOMERS, NET_CONF_KEYS, LogOptions, NetConf, overlaid
 
 DEFAULT_SOCKET_DIR: Final = "/run/multus/"
 DEFAULT_CNI_DIR: Final = "/var/lib/cni/multus"
@@ -164,7 +165,10 @@ DAEMON_KEYS: Final[Mapping[str, Key]] = {**NET_CONF_KEYS, **_OWN_KEYS}
 # Of a request, never of a node: what a daemon's file says of them would be given to every pod.
 _PER_REQUEST: Final = frozenset({"runtimeConfig", "prevResult"})
 # Go takes an empty string for an absent key.
-_EMPTY_IS_ABSENT: Final = ("socket_dir", "cni_config_dir", "multus_config_file", "kubelet_dir", "device_info_dir")
+_EMPTY_IS_ABSENT: Final = (
+    *("socket_dir", "cni_config_dir", "multus_config_file", "multus_autoconfig_dir", "kubelet_dir", "device_info_dir"),
+)
+_NESTED: Final = (("logOptions", LOG_OPTIONS), ("perNodeCertificate", _CERTIFICATE))
 
 
 def load_daemon(path: Path, *, node_name: str = "", cores: int | None = None) -> DaemonSettings:
@@ -192,12 +196,14 @@ def parse_daemon(data: bytes, *, where: str, node_name: str = "", cores: int | N
     values.setdefault("max_concurrent_delegates", _concurrency(cores))
     values.setdefault("multus_autoconfig_dir", values.get("cni_config_dir", "/etc/cni/net.d"))
     overlay = tuple(
-        (name, value)
-        for name, value in found.raw.items()
-        if name.casefold() in NET_CONF_KEYS and name not in _PER_REQUEST
+        (name, value) for name, value in found.raw.items() if fold(name) in NET_CONF_KEYS and name not in _PER_REQUEST
     )
     settings = DaemonSettings(**values, overlay=overlay)
-    warnings = (*_unknown(found.unknown, where), *_notices(settings, found.raw, where))
+    unknown = _unknown(found.unknown, DAEMON_KEYS, where)
+    for name, keys in _NESTED:
+        inside = read_object(found.raw.get(name, b"{}"), keys, where)
+        unknown += _unknown(inside.unknown, keys, f"{name} in {where}")
+    warnings = (*unknown, *_notices(settings, found.raw, where))
     return msgspec.structs.replace(settings, warnings=warnings)
 
 
@@ -207,12 +213,18 @@ def net_conf(settings: DaemonSettings, conf: bytes) -> NetConf:
 
 
 def changes(old: DaemonSettings, new: DaemonSettings) -> Changes:
-    """Which keys a reload changes, in the order of the table."""
+    """Which keys a reload changes, in the order of the table.
+
+    One that is written now, but as its default, is a change as well: from now on it goes over each request's.
+    """
     live: list[str] = []
     restart: list[str] = []
+    before, after = dict(old.overlay), dict(new.overlay)
     for key in DAEMON_KEYS.values():
         if key.field in _FIELDS and getattr(old, key.field) != getattr(new, key.field):
             (live if key.live else restart).append(key.name)
+        elif (key.name in before) != (key.name in after):
+            live.append(key.name)
     return Changes(live=tuple(live), restart=tuple(restart))
 
 
@@ -225,10 +237,11 @@ def _concurrency(cores: int | None) -> int:
     return max(4, min(2 * count, 32))
 
 
-def _unknown(names: tuple[str, ...], where: str) -> list[str]:
+def _unknown(names: tuple[str, ...], keys: Mapping[str, Key], where: str) -> list[str]:
     warnings = []
     for name in names:
-        meant = nearest(name, (key.name for key in DAEMON_KEYS.values()))
+        meant = MISNOMERS.get(fold(name), "") if keys is DAEMON_KEYS else ""
+        meant = meant or nearest(name, (key.name for key in keys.values()))
         question = f': did you mean "{meant}"?' if meant else ""
         warnings.append(f'unknown key "{name}" in {where} is ignored{question}')
     return warnings

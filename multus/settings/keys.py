@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from multus.cni.document import MAX_MEMBERS, fold
 from multus.errors import Fault, MultusError
 
 Read = Callable[[bytes, str], Any]
@@ -53,17 +54,20 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 def table(*keys: Key) -> Mapping[str, Key]:
     """Keys by folded name, as `read_object` wants them."""
-    return {key.name.casefold(): key for key in keys}
+    return {fold(key.name): key for key in keys}
 
 
 def members(data: bytes, where: str) -> dict[str, bytes]:
     """The members of a JSON object, values untouched."""
     try:
+        data.decode()  # msgspec does not look into strings that nobody asks for
         found = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise wrong_type(where, "an object", data) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"{where} is not valid JSON: {error}") from None
+    if len(found) > MAX_MEMBERS:
+        raise SettingsError(f"{where} is an object with {len(found)} members, {MAX_MEMBERS} at most")
     return {name: bytes(value) for name, value in found.items()}
 
 
@@ -77,7 +81,7 @@ def read_object(data: bytes, keys: Mapping[str, Key], where: str, *, prefix: str
     raw: dict[str, bytes] = {}
     unknown: list[str] = []
     for name, value in members(data, where).items():
-        key = keys.get(name.casefold())
+        key = keys.get(fold(name))
         if key is None:
             unknown.append(name)
         elif value != b"null":
@@ -174,9 +178,9 @@ def csv(value: bytes, where: str) -> tuple[str, ...]:
 
 
 def flags(value: bytes, where: str) -> dict[str, bool]:
-    """An object of booleans."""
-    found: dict[str, bool] = _typed(value, dict[str, bool], where, "an object of true and false")
-    return found
+    """An object of booleans, where null is false."""
+    found: dict[str, bool | None] = _typed(value, dict[str, bool | None], where, "an object of true and false")
+    return {name: bool(on) for name, on in found.items()}
 
 
 def objects(value: bytes, where: str) -> tuple[bytes, ...]:
@@ -212,6 +216,6 @@ def nested(kind: Callable[..., Any], keys: Mapping[str, Key]) -> Read:
 
     def read(value: bytes, where: str) -> Any:
         name, _, place = where.partition(" in ")
-        return kind(**read_object(value, keys, place, prefix=f"{name}.").values)
+        return kind(**read_object(raw_object(value, where), keys, place, prefix=f"{name}.").values)
 
     return read

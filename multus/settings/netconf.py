@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from multus.cni.document import fold
 from multus.cni.errors import CNIError, Code
 from multus.settings.keys import (
     Key,
@@ -41,18 +42,18 @@ _RUNTIME_KINDS: Final[Mapping[str, tuple[str, bytes]]] = {
     "deviceID": ("a string", b'"'),
     "CNIDeviceInfoFile": ("a string", b'"'),
 }
-_RUNTIME_NAMES: Final = {name.casefold(): name for name in _RUNTIME_KINDS}
+_RUNTIME_NAMES: Final = {fold(name): name for name in _RUNTIME_KINDS}
 
 # Keys that the CNI specification, the shim or an older upstream gives a meaning: not ours to read, nor to warn about.
 _NOT_OURS: Final = frozenset(
-    name.casefold()
+    fold(name)
     for name in (
         *("args", "ipam", "dns", "ipMasq", "plugins", "disableCheck", "disableGC", "cniVersions"),
         *("loadOnlyInlinedPlugins", "daemonSocketDir", "defaultnetworkfile", "defaultnetworkwaitseconds"),
     )
 )
 # Names that upstream's own tools and documents use for a key that nobody reads.
-_MISNOMERS: Final = {"cniconf": "confDir", "allowtrydeleteonerr": "retryDeleteOnError"}
+MISNOMERS: Final = {"cniconf": "confDir", "allowtrydeleteonerr": "retryDeleteOnError"}
 _NEAR_MISS = 0.85
 
 
@@ -114,7 +115,7 @@ def _runtime_config(value: bytes, where: str) -> dict[str, msgspec.Raw]:
     """Every capability argument, those that Multus itself knows checked for their JSON type."""
     found: dict[str, msgspec.Raw] = {}
     for given, argument in members(value, where).items():
-        name = _RUNTIME_NAMES.get(given.casefold(), given)
+        name = _RUNTIME_NAMES.get(fold(given), given)
         if argument == b"null":
             continue
         expected, first = _RUNTIME_KINDS.get(name, ("", b""))
@@ -178,9 +179,10 @@ def _read(overlay: tuple[tuple[str, bytes], ...], conf: bytes, drop_readiness: b
     except SettingsError as error:
         message = f"LoadNetConf: failed to load netconf: {error.message}"
         raise CNIError(Code.DECODING_FAILURE, message, hint="the runtime must send one JSON object") from None
+    # The runtime's, and nobody else's: it is what its prevResult is in, and what its answer has to be in.
     own_version = read_object(conf, {"cniversion": NET_CONF_KEYS["cniversion"]}, WHERE).values.get("cni_version", "")
-    ours = {name.casefold() for name, _ in overlay}
-    merged = {name: msgspec.Raw(value) for name, value in given.items() if name.casefold() not in ours}
+    ours = {fold(name) for name, _ in overlay}
+    merged = {name: msgspec.Raw(value) for name, value in given.items() if fold(name) not in ours}
     merged |= {name: msgspec.Raw(value) for name, value in overlay}
     found = read_object(msgspec.json.encode(merged), NET_CONF_KEYS, WHERE)
     values = found.values
@@ -193,7 +195,7 @@ def _read(overlay: tuple[tuple[str, bytes], ...], conf: bytes, drop_readiness: b
             "or in the daemon's file",
         )
     if "prev_result" in values:
-        _check_previous(values["prev_result"], values.get("cni_version", ""))
+        _check_previous(values["prev_result"], own_version)
     return NetConf(**values, answer_version=own_version, warnings=_near_misses(found.unknown))
 
 
@@ -214,10 +216,10 @@ def _near_misses(unknown: tuple[str, ...]) -> tuple[str, ...]:
     """Unknown keys are allowed here, so only those that look like a slip of ours are worth a word."""
     warnings = []
     for name in unknown:
-        folded = name.casefold()
+        folded = fold(name)
         if folded in _NOT_OURS:
             continue
-        meant = _MISNOMERS.get(folded) or nearest(name, (key.name for key in NET_CONF_KEYS.values()), cutoff=_NEAR_MISS)
+        meant = MISNOMERS.get(folded) or nearest(name, (key.name for key in NET_CONF_KEYS.values()), cutoff=_NEAR_MISS)
         if meant:
             warnings.append(f'unknown key "{name}" in {WHERE} is ignored: did you mean "{meant}"?')
     return tuple(warnings)

@@ -77,11 +77,20 @@ static struct conf conf = {.daemon_timeout = -1};
 
 /* ------------------------------------------------------------------ memory, output, time */
 
+/* After a call that failed: whether to repeat it. A runtime may have made our end of its pipe non-blocking. */
+static bool again(int fd, short events)
+{
+    if (errno != EAGAIN)
+        return errno == EINTR;
+    poll(&(struct pollfd){.fd = fd, .events = events}, 1, -1);
+    return true;
+}
+
 static bool write_all(int fd, const void *data, size_t size)
 {
     for (const char *at = data; size > 0;) {
         ssize_t done = write(fd, at, size);
-        if (done < 0 && errno == EINTR)
+        if (done < 0 && again(fd, POLLOUT))
             continue;
         if (done < 0)
             return false;
@@ -313,7 +322,7 @@ static struct buffer read_stdin(void)
     for (;;) {
         reserve(&b, 16384);
         ssize_t got = read(STDIN_FILENO, b.data + b.size, b.room - b.size - 1);
-        if (got < 0 && errno == EINTR)
+        if (got < 0 && again(STDIN_FILENO, POLLIN))
             continue;
         if (got < 0)
             fail(IO_FAILURE, "", "cannot read the network configuration from stdin: %s", strerror(errno));
@@ -496,7 +505,7 @@ static void spool(const struct buffer *request, const char *nonce)
 {
     const char *container = getenv("CNI_CONTAINERID"), *ifname = getenv("CNI_IFNAME");
     char name[256], temporary[256];
-    if (!container || !nameable(container, 160))
+    if (!container || !isalnum((unsigned char)*container) || !nameable(container, 128))
         fail(BAD_ENVIRONMENT, "", "CNI_CONTAINERID is absent or not a container id");
     if (!ifname || !nameable(ifname, 15))
         fail(BAD_ENVIRONMENT, "", "CNI_IFNAME is absent or not the name of an interface");
@@ -557,7 +566,7 @@ static int64_t patience(const struct command *command)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--version"))
-        return printf("multus " MULTUS_VERSION "\n") < 0;
+        return puts("multus " MULTUS_VERSION) < 0 || fflush(stdout);
 
     /* A runtime that closed stdin or stdout would have the socket take that number, and be sent our output. */
     int fd;
@@ -568,7 +577,7 @@ int main(int argc, char **argv)
     const char *name = getenv("CNI_COMMAND");
     if (name && !strcmp(name, "VERSION"))
         return puts("{\"cniVersion\":\"1.1.0\",\"supportedVersions\":"
-                    "[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}") < 0;
+                    "[\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}") < 0 || fflush(stdout);
     const struct command *command = find_command();
     struct buffer input = read_stdin();
     read_conf((struct scan){input.data, input.data + input.size});

@@ -1,0 +1,7 @@
+"""`python -m multus.cli` is `multusctl`."""
+
+import sys
+
+from multus.cli import main
+
+sys.exit(main())

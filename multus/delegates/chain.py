@@ -1,0 +1,168 @@
+"""One network: its plugins in order, each with the result of the one before, as libcni runs them.
+
+Sources: CNI specification 1.1, section 4; libcni's api.go for which version has which command, and what it carries.
+Nothing is stored here: the journal keeps what a DEL needs.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from multus.cni.args import Pairs
+from multus.cni.conf import ConfError, NetworkConf, Plugin, plugin_conf
+from multus.cni.errors import CNIError, Code
+from multus.cni.request import Command, ValidAttachment
+from multus.cni.result import Result, encode_result, parse_result
+from multus.cni.versions import SUPPORTED, at_least, known
+from multus.delegates.plugin import Call
+from multus.errors import MultusError
+
+logger = logging.getLogger(__name__)
+
+Delegate = Callable[[str, Call], Awaitable[bytes]]
+"""Runs the named plugin and returns what it printed: a Runner, or code in this process."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What a network is attached to. `runtime` holds arguments by capability; `netns` is "" when it is gone."""
+
+    container_id: str
+    netns: str
+    ifname: str
+    args: Pairs = ()
+    runtime: dict[str, Any] = {}
+
+
+class Chain:
+    """Runs networks. A type in `in_process` is done there, any other by `runner`; `bin_dirs` is where binaries are."""
+
+    def __init__(
+        self, runner: Delegate, *, in_process: Mapping[str, Delegate], bin_dirs: Callable[[], tuple[str, ...]]
+    ) -> None:
+        self._runner = runner
+        self._in_process = in_process
+        self._bin_dirs = bin_dirs
+
+    async def add(self, conf: NetworkConf, target: Target) -> Result:
+        """Attach; the last plugin's result. What was done before a failure is not undone here.
+
+        :raises ConfError: a network without a name or without plugins.
+        :raises CNIError: a version that we do not know, a plugin's failure, or no result from it.
+        """
+        _usable(conf)
+        result: Result | None = None
+        for plugin in conf.plugins:
+            printed = await self._run(Command.ADD, conf, plugin, target, result)
+            result = parse_result(printed, where=f'plugin type="{plugin.type}"', version=conf.cni_version)
+        assert result is not None
+        return result
+
+    async def delete(self, conf: NetworkConf, target: Target, previous: Result | None) -> None:
+        """Detach: all plugins, last first, whatever fails; `previous` is the ADD's result, None when unknown.
+
+        :raises MultusError: the first failure, after all were tried.
+        """
+        if not conf.name:
+            return  # it was refused on ADD, here as in libcni
+        understood = conf.cni_version in ("", *SUPPORTED)
+        if not understood or not at_least(conf.cni_version, "0.4.0"):
+            previous = None
+        failures: list[MultusError] = []
+        for plugin in reversed(conf.plugins):
+            try:
+                await self._run(Command.DEL, conf, plugin, target, previous)
+            except MultusError as error:
+                if not understood and isinstance(error, CNIError) and error.code == Code.INCOMPATIBLE_VERSION:
+                    logger.info("network %s: %s: it never was attached, then", conf.name, error)
+                    continue
+                failures.append(error)
+        _raise_first(conf, failures)
+
+    async def check(self, conf: NetworkConf, target: Target, previous: Result | None) -> None:
+        """CHECK every plugin; nothing for a network before 0.4.0, which knows no CHECK, or with disableCheck.
+
+        :raises ConfError: a network without a name or without plugins.
+        :raises MultusError: of the first plugin that is not content.
+        """
+        if conf.disable_check or not at_least(conf.cni_version, "0.4.0"):
+            return
+        _usable(conf)
+        for plugin in conf.plugins:
+            await self._run(Command.CHECK, conf, plugin, target, previous)
+
+    async def status(self, conf: NetworkConf, path: Sequence[str]) -> None:
+        """Ask every plugin whether it could serve an ADD; nothing before 1.1.0. `path` is the runtime's CNI_PATH.
+
+        :raises ConfError: a network without a name or without plugins.
+        :raises MultusError: of the first plugin that could not, with its own code (50, 51).
+        """
+        if not at_least(conf.cni_version, "1.1.0"):
+            return
+        _usable(conf)
+        for plugin in conf.plugins:
+            await self._run_on_node(Command.STATUS, conf, plugin, path)
+
+    async def gc(self, conf: NetworkConf, attachments: Sequence[ValidAttachment], path: Sequence[str]) -> None:
+        """Let every plugin drop what is not in `attachments`; nothing before 1.1.0, or with disableGC.
+
+        :raises ConfError: a network without a name or without plugins.
+        :raises MultusError: the first failure, after all were tried.
+        """
+        if conf.disable_gc or not at_least(conf.cni_version, "1.1.0"):
+            return
+        _usable(conf)
+        valid = list(attachments)
+        # The second is what libcni wrote before it followed the specification; plugins are built with either.
+        extra = {"cni.dev/valid-attachments": valid, "cni.dev/attachments": valid}
+        failures: list[MultusError] = []
+        for plugin in conf.plugins:
+            try:
+                await self._run_on_node(Command.GC, conf, plugin, path, extra)
+            except MultusError as error:
+                failures.append(error)
+        _raise_first(conf, failures)
+
+    async def _run(
+        self, command: Command, conf: NetworkConf, plugin: Plugin, target: Target, previous: Result | None
+    ) -> bytes:
+        encoded = encode_result(previous, conf.cni_version) if previous is not None else None
+        call = Call(
+            command=command,
+            conf=plugin_conf(conf, plugin, prev_result=encoded, runtime=target.runtime),
+            container_id=target.container_id,
+            netns=target.netns,
+            ifname=target.ifname,
+            args=target.args,
+            path=self._bin_dirs(),
+        )
+        return await self._delegate(plugin)(plugin.type, call)
+
+    async def _run_on_node(
+        self, command: Command, conf: NetworkConf, plugin: Plugin, path: Sequence[str], extra: Mapping[str, object] = {}
+    ) -> None:
+        call = Call(
+            command=command,
+            conf=plugin_conf(conf, plugin, prev_result=None, runtime={}, extra=extra),
+            path=tuple(dict.fromkeys((*self._bin_dirs(), *path))),
+        )
+        await self._delegate(plugin)(plugin.type, call)
+
+    def _delegate(self, plugin: Plugin) -> Delegate:
+        return self._in_process.get(plugin.type, self._runner)
+
+
+def _usable(conf: NetworkConf) -> None:
+    if not conf.name:
+        raise ConfError("missing network name", hint='"name" must be in the network\'s configuration')
+    if not conf.plugins:
+        raise ConfError(f'network "{conf.name}" has no plugins', hint="it needs one at least")
+    known(conf.cni_version, f'network "{conf.name}"')
+
+
+def _raise_first(conf: NetworkConf, failures: Sequence[MultusError]) -> None:
+    for error in failures[1:]:
+        logger.warning("network %s: %s", conf.name, error)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,124 @@
+"""Logging of the programs: to stderr, to a rotated file, or both; as text or as one JSON object a line."""
+
+import gzip
+import logging
+import logging.handlers
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from multus.settings import LogOptions
+
+# Upstream's names beside ours; it knows no warnings, and its "verbose" is what others call info.
+LEVELS: Final = {
+    "panic": logging.CRITICAL,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "verbose": logging.INFO,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+
+def configure(
+    *,
+    level: str = "",
+    file: str = "",
+    to_stderr: bool = True,
+    options: LogOptions = LogOptions(),  # noqa: B008 (frozen)
+    form: Literal["text", "json"] = "text",
+) -> list[str]:
+    """Set up the root logger, in place of whatever was set up before; what cannot be had is said, not raised.
+
+    Without `level` it is "info". Without a file, stderr is used whatever `to_stderr` says: a daemon that says nothing
+    anywhere cannot be helped.
+    """
+    complaints = []
+    handlers: list[logging.Handler] = []
+    if file:
+        try:
+            handlers.append(_file(file, options))
+        except OSError as error:
+            complaints.append(f"cannot write the log to {file}: {error.strerror or error}; it goes to stderr")
+    if to_stderr or not handlers:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    if level and level.lower() not in LEVELS:
+        complaints.append(f"logLevel {level!r} is not one of {', '.join(LEVELS)}: info is used")
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    formatter = JSONFormatter() if form == "json" else TextFormatter()
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(LEVELS.get(level.lower(), logging.INFO))
+    for chatty in ("asyncio", "kubernetes_asyncio", "pyroute2", "hpack", "h2", "grpclib"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return complaints
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z warning multus.server: ...`, UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record; line breaks of hostile content cannot forge another one."""
+        text = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
+        line = f"{_stamp(record)} {record.levelname.lower()} {record.name}: {text}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the traceback of a defect."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        body = {
+            "time": _stamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            body["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(body).decode()
+
+
+def _stamp(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+def _file(path: str, options: LogOptions) -> logging.Handler:
+    handler = _Rotating(
+        path, maxBytes=options.max_size * 1024 * 1024, backupCount=options.max_backups, encoding="utf-8"
+    )
+    handler.max_age = options.max_age * 86_400
+    if options.compress:
+        handler.namer = lambda name: f"{name}.gz"
+        handler.rotator = _compress
+    return handler
+
+
+class _Rotating(logging.handlers.RotatingFileHandler):
+    """Rotates by size; what is older than `max_age` seconds goes when it does (0: nothing goes for its age)."""
+
+    max_age = 0
+
+    def doRollover(self) -> None:  # noqa: N802 (the library's name)
+        super().doRollover()
+        if self.max_age <= 0:
+            return
+        here = Path(self.baseFilename)
+        for old in here.parent.glob(f"{here.name}.*"):
+            if time.time() - old.stat().st_mtime > self.max_age:
+                old.unlink(missing_ok=True)
+
+
+def _compress(source: str, target: str) -> None:
+    with Path(source).open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
+        shutil.copyfileobj(plain, packed)
+    Path(source).unlink()
