@@ -14,12 +14,13 @@ from typing import ClassVar
 import anyio
 import anyio.to_thread
 
-from devices.linux.netns import identity
+from devices.linux.netns import identity, interface_names
 from multus import devinfo
 from multus.cni.conf import NetworkConf, parse_conf
 from multus.cni.errors import CNIError, to_cni
 from multus.cni.result import Result, parse_result
 from multus.delegates.chain import Chain, Target
+from multus.delegates.plugin import PluginError
 from multus.errors import Fault, MultusError, from_devices
 from multus.sandbox import Attachment, Sandbox
 from multus.slots import Priority, Slots
@@ -39,7 +40,7 @@ class AttachError(MultusError):
 
     def __init__(self, sandbox: Sandbox, attachment: Attachment, cause: Exception) -> None:
         where = f"{sandbox.pod_namespace}/{sandbox.pod_name}/{sandbox.pod_uid}:{attachment.network}"
-        super().__init__(f"[{where}]: error adding container to network {attachment.network!r}: {cause}")
+        super().__init__(f'[{where}]: error adding container to network "{attachment.network}": {cause}')
         self.cause = cause
         self.attachment = attachment
 
@@ -157,7 +158,16 @@ class Attacher:
         conf = parse_conf(item.conf, where=f"journal of {item.network}")
         previous = parse_result(item.result, where="journal") if item.result else None
         self._step(f"del:start:{item.position}")
-        await self._chain.delete(conf, _target(sandbox, item, netns), previous)
+        target = _target(sandbox, item, netns)
+        try:
+            await self._chain.delete(conf, target, previous)
+        except PluginError as error:
+            if previous is not None or await _stands(item, netns):
+                raise
+            # Its ADD did not succeed, and there is no such interface. A plugin that cannot even begin its DEL, as
+            # macvlan without its master, would be asked for ever, once for every try to start the pod.
+            await self._chain.release(conf, target)
+            logger.warning("%s of %s: its addresses are released; %s", item.network, sandbox.container_id, error)
         if item.device_info:
             await anyio.to_thread.run_sync(devinfo.withdraw, self._devinfo, item.device_info)
         self._step(f"del:done:{item.position}")
@@ -174,6 +184,14 @@ class Attacher:
             previous = parse_result(item.result, where="journal")
             async with self._slots.hold(Priority.CHECK):
                 await self._chain.check(conf, _target(sandbox, item, sandbox.netns), previous)
+
+
+async def _stands(item: Attachment, netns: str) -> bool:
+    """Whether the attachment's interface is in the pod."""
+    if not netns:
+        return False
+    with from_devices():
+        return item.ifname in await anyio.to_thread.run_sync(interface_names, netns)
 
 
 def _target(sandbox: Sandbox, item: Attachment, netns: str) -> Target:

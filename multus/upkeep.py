@@ -72,7 +72,7 @@ class Upkeep:
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Retry, with growing pauses, what could not be deleted and the statuses that could not be written."""
         task_status.started()
-        pause = _RETRY_FIRST
+        pause = _RETRY_FIRST if await self._retry() else _RETRY_LAST
         while True:
             with anyio.move_on_after(pause):
                 await self._wake.wait()

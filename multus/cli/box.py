@@ -8,6 +8,7 @@ nothing outlives a test that was killed.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -293,8 +294,15 @@ class Box:
         raise BoxError(f"waited {seconds:g} s for {what}: {self._tail()}")
 
     def _answers(self) -> bool:
-        confs = [path for path in self.conf_dir.glob("*.conf*") if not path.name.startswith(".")]
-        return bool(confs) and (self.socket_dir / "multus.sock").exists()
+        """Whether multusd says that it is ready; a socket's file may be a predecessor's."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(5)
+            try:
+                client.connect(str(self.socket_dir / "multus.sock"))
+                client.sendall(b"GET /readyz HTTP/1.1\r\nHost: box\r\n\r\n")
+                return b" 200 " in client.recv(64)
+            except OSError:
+                return False
 
     def _tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []

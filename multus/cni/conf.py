@@ -17,6 +17,7 @@ from multus.cni.network import (
     Plugin,
     check_name,
     check_version,
+    is_plugin_type,
     parse_conf,
     parse_plugin,
     refuse_recursion,
@@ -27,6 +28,7 @@ __all__ = [
     "NetworkConf",
     "Plugin",
     "encode_conf",
+    "ipam_type",
     "masters",
     "parse_conf",
     "parse_plugin",
@@ -122,6 +124,15 @@ def plugin_conf(
         return document.encode(_with(plugin, {**fresh, **extra}).body)
     except DocumentError as error:
         raise ConfError(f"{_where(conf, plugin)}: {error}") from None
+
+
+def ipam_type(plugin: Plugin) -> str:
+    """The address plugin that this one delegates to, "" when there is none, or none that could be a program's name."""
+    try:
+        kind = _lenient(_object(plugin.body, "ipam"), "type", str) or ""
+    except DocumentError:
+        return ""
+    return kind if kind and is_plugin_type(kind) else ""
 
 
 def masters(conf: NetworkConf) -> tuple[str, ...]:

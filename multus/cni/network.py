@@ -124,6 +124,11 @@ def check_version(version: str, what: str) -> None:
         raise ConfError(f"{what} is {version!r:.40}", hint='a version of the CNI specification, such as "1.0.0"')
 
 
+def is_plugin_type(kind: str) -> bool:
+    """Whether a plugin can have this name: it becomes a file's."""
+    return not _TYPE_REFUSED.search(kind) and kind not in (".", "..") and len(kind.encode(errors="replace")) <= 255
+
+
 def _document(data: bytes, where: str) -> Document:
     if len(data) > MAX_CONF:
         raise ConfError(f"{where}: {len(data)} bytes", hint=f"a network configuration has {MAX_CONF} at most")
@@ -166,7 +171,7 @@ def _plugin(body: Document, where: str) -> Plugin:
     kind = _field(body, "type", str, where)
     if not kind:
         raise ConfError(f'{where}: a plugin without "type"', hint='"type" names the plugin\'s program, such as macvlan')
-    if _TYPE_REFUSED.search(kind) or kind in (".", "..") or len(kind.encode()) > 255:
+    if not is_plugin_type(kind):
         raise ConfError(f'{where}: "type" is {kind!r:.80}', hint="it must be a plain file name")
     granted = _field(body, "capabilities", dict[str, bool | None], where) or {}
     return Plugin(type=kind, capabilities={key: bool(on) for key, on in granted.items()}, body=body)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from multus.cni.args import Pairs
-from multus.cni.conf import ConfError, NetworkConf, Plugin, plugin_conf
+from multus.cni.conf import ConfError, NetworkConf, Plugin, ipam_type, plugin_conf
 from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command, ValidAttachment
 from multus.cni.result import Result, encode_result, parse_result
@@ -79,6 +79,19 @@ class Chain:
                     continue
                 failures.append(error)
         _raise_first(conf, failures)
+
+    async def release(self, conf: NetworkConf, target: Target) -> None:
+        """DEL of the address plugins alone, for a network whose own plugins cannot carry out a DEL.
+
+        Some read the state of the node first, and so fail while a conf's master is missing, before they come to that.
+
+        :raises MultusError: the first failure.
+        """
+        for plugin in reversed(conf.plugins):
+            ipam = ipam_type(plugin)
+            if ipam:
+                stand_in = msgspec.structs.replace(plugin, type=ipam)
+                await self._run(Command.DEL, conf, stand_in, target, None)
 
     async def check(self, conf: NetworkConf, target: Target, previous: Result | None) -> None:
         """CHECK every plugin; nothing for a network before 0.4.0, which knows no CHECK, or with disableCheck.

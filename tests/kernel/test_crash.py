@@ -82,6 +82,7 @@ def test_an_add_goes_on_with_the_next_daemon(make_box: Callable[..., Box], step:
     assert call.end() is None, box.log.read_text()
     addresses = sandbox.run("ip", "-brief", "-4", "address")
     assert all(re.search(rf"^{name}\S* +\S+ +[0-9]", addresses, re.M) for name in ("eth0", "net1", "net2"))
+    box.wait(lambda: box.status("pod"), "the network-status")
     assert [entry["interface"] for entry in box.status("pod")] == ["eth0", "net1", "net2"]
     box.cni("DEL", sandbox)
     _gone(box)
@@ -113,6 +114,7 @@ def test_a_del_is_carried_out_by_the_next_daemon(make_box: Callable[..., Box], s
     assert call.end() is None  # stored: the next daemon carries it out
     box.remove("pod")
     box.start()
+    box.wait(lambda: not list((box.state / "spool").glob("*.del")), "the stored DEL")
     _gone(box)
     box.cni("DEL", sandbox)
 
