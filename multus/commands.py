@@ -29,6 +29,7 @@ from multus.sandbox import Sandbox, State
 from multus.settings import DaemonSettings, NetConf, net_conf
 from multus.slots import Lanes
 from multus.status import StatusEntry, network_status
+from multus.stored import stored_at
 from multus.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -96,10 +97,15 @@ class Commands:
         return b""
 
     async def spooled(self, env: Mapping[str, str], conf: bytes) -> None:
-        """Carry out a DEL that the shim stored while no daemon was there.
+        """Carry out a DEL that the shim stored while no daemon was there, unless an ADD came after it.
 
         :raises MultusError: it has to be tried again.
         """
+        request = parse_request(env, conf)
+        sandbox = await self._journal.get((request.container_id, request.ifname))
+        if sandbox is not None and sandbox.created > stored_at(request.nonce, default=sandbox.created):
+            logger.warning("a stored DEL of container %s is older than its ADD: dropped", request.container_id)
+            return
         await self.cni(env, conf)
 
     async def _add(self, request: Request, net: NetConf) -> bytes:

@@ -45,6 +45,12 @@ class SpoolEntry(msgspec.Struct, frozen=True, kw_only=True):
     conf: bytes
 
 
+def stored_at(nonce: str, *, default: float) -> float:
+    """When a shim made the call of this name, in seconds since the epoch; `default` for a name of other making."""
+    made = _NONCE.fullmatch(nonce)
+    return int(made[1], 16) / 1e9 if made else default
+
+
 def read_entries(directory: Path, *, without: Collection[str] = ()) -> list[SpoolEntry]:
     """The stored DELs but those named in `without`, oldest first.
 
@@ -89,11 +95,10 @@ def _decode(path: Path) -> SpoolEntry:
     if request.command is not Command.DEL:
         raise FrameError(f"{request.command}, where only a DEL can be stored")
     document.decode(frame.conf)
-    # A copied file's own time is not the DEL's, so the nonce's is preferred.
-    nonce = _NONCE.fullmatch(request.nonce)
     return SpoolEntry(
         name=path.name,
-        stored=int(nonce[1], 16) / 1e9 if nonce else info.st_mtime,
+        # A copied file's own time is not the DEL's, so the nonce's is preferred.
+        stored=stored_at(request.nonce, default=info.st_mtime),
         container_id=request.container_id,
         ifname=request.ifname,
         env=frame.env,

@@ -11,7 +11,7 @@ from multus.cni.conf import NetworkConf, parse_conf
 from multus.cni.request import ValidAttachment
 from multus.delegates.chain import Chain
 from multus.errors import MultusError
-from multus.journal import Journal
+from multus.journal import Journal, JournalError
 from multus.kube.cluster import Cluster, ClusterError
 from multus.sandbox import Sandbox, State
 from multus.slots import Lanes
@@ -45,7 +45,10 @@ class Upkeep:
         :raises TakeDownError: when something could not be deleted: the journal keeps the sandbox, and it is retried.
         """
         if sandbox.state is not State.DELETING:
-            await self._journal.deleting(sandbox.key)
+            try:
+                await self._journal.deleting(sandbox.key)
+            except JournalError as error:  # a full disk must not keep what a DEL would give back
+                logger.error("sandbox %s is taken down without the mark that it is: %s", sandbox.container_id, error)
         try:
             await self._attacher.take_down(sandbox)
         except TakeDownError:

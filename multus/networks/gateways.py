@@ -30,21 +30,23 @@ def decide_gateways(requests: Sequence[tuple[str, ...] | None]) -> tuple[Gateway
     As soon as one attachment asks, the others lose their default routes of both families, and the one that asks has
     exactly those it asked for. An empty list chooses the attachment with the default routes that its network gives it:
     so says the standard ("explicitly select which attachment will receive the default route ... may be empty"), where
-    upstream takes the chosen one's away too and leaves the pod without any.
+    upstream takes the chosen one's away too and leaves the pod without any. A gateway that another names goes first.
 
     :raises NetworkError: more than one gateway of a family, or what is no address of a gateway.
     """
     if all(request is None for request in requests):
         return tuple(GatewayDecision() for _ in requests)
-    decisions = tuple(GatewayDecision() if request == () else _decide(request or ()) for request in requests)
-    for family in ("gateways_v4", "gateways_v6"):
-        asked = [gateway for decision in decisions for gateway in getattr(decision, family)]
+    decisions = tuple(_decide(request or ()) for request in requests)
+    asked_v4 = [gateway for decision in decisions for gateway in decision.gateways_v4]
+    asked_v6 = [gateway for decision in decisions for gateway in decision.gateways_v6]
+    for asked in (asked_v4, asked_v6):
         if len(asked) > 1:
             raise NetworkError(
                 "multus does not support ECMP for default-route",
                 hint=f"{', '.join(asked)[:200]} are asked for: one gateway of each family, for all networks of the pod",
             )
-    return decisions
+    own = GatewayDecision(keep_v4=not asked_v4, keep_v6=not asked_v6)
+    return tuple(own if request == () else made for request, made in zip(requests, decisions, strict=True))
 
 
 def _decide(request: Sequence[str]) -> GatewayDecision:

@@ -566,7 +566,7 @@ static int64_t patience(const struct command *command)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--version"))
-        return puts("multus " MULTUS_VERSION) < 0 || fflush(stdout);
+        return fputs("multus " MULTUS_VERSION "\n", stdout) < 0 || fflush(stdout); /* multusctl knows the program by it */
 
     /* A runtime that closed stdin or stdout would have the socket take that number, and be sent our output. */
     int fd;

@@ -351,6 +351,36 @@ async def test_a_full_disk_refuses_writes_and_then_they_go_on(journal: Journal, 
     assert check == ("ok",)
 
 
+async def test_a_reader_is_not_spoiled_by_a_writer_that_the_disk_refused(path: Path) -> None:
+    def too_large(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO t VALUES (?)", ("y" * 1_000_000,))
+
+    async with Database.open(path, _TABLE) as database, anyio.create_task_group() as group:
+        await database.write(insert("before"))
+        busy = Held(database)
+        group.start_soon(busy.hold)
+        await busy.until_it_holds()
+        outcomes: list[object] = []
+
+        async def write() -> None:
+            with pytest.raises(JournalError):
+                await database.write(too_large)
+            outcomes.append("refused")
+
+        async def read() -> None:
+            outcomes.append(await database.read(values))
+
+        group.start_soon(write)
+        group.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        with full_disk(path):
+            busy.go.set()
+            with anyio.fail_after(10):
+                while len(outcomes) < 2:
+                    await anyio.sleep(0.002)
+    assert outcomes == ["refused", ["before"]]
+
+
 async def test_what_a_full_disk_refused_is_not_there_after_a_restart(path: Path) -> None:
     async with Journal.open(path) as journal:
         with full_disk(path), pytest.raises(JournalError):

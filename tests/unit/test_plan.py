@@ -355,7 +355,7 @@ def test_an_attachment_survives_the_journal() -> None:
     ("asked", "expected"),
     [
         ([None, None], [GatewayDecision()] * 3),
-        ([None, []], [STRIPPED] * 3),
+        ([None, []], [STRIPPED, STRIPPED, GatewayDecision()]),
         (
             [None, ["10.0.0.1"]],
             [STRIPPED, STRIPPED, GatewayDecision(keep_v4=False, keep_v6=False, gateways_v4=("10.0.0.1",))],

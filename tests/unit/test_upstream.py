@@ -218,7 +218,7 @@ def test_a_hot_plug_call_needs_no_pod() -> None:
         b'{"env":{"CNI_COMMAND":"\\ud800"}}',
         b'{"env":{"CNI_COMMAND":"\xff"}}',
         b'{"env":' * 20000,
-        b'{"interfaceAttributes":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"interfaceAttributes":{"cni-args":{"a":' + b"[" * 5000 + b"]" * 5000 + b"}}}",
     ],
 )
 def test_a_bad_body_is_the_clients_fault(content: bytes) -> None:

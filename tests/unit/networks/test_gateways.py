@@ -29,9 +29,9 @@ def moved(v4: str = "", v6: str = "") -> GatewayDecision:
         ([None, ("2001:db8::1", "10.0.0.1")], [STRIPPED, moved("10.0.0.1", "2001:db8::1")]),
         ([None, ("10.0.0.1",), ("2001:db8::1",)], [STRIPPED, moved("10.0.0.1"), moved(v6="2001:db8::1")]),
         ([("10.0.0.1",), None], [moved("10.0.0.1"), STRIPPED]),  # the default network by its own annotation
-        ([None, ()], [STRIPPED, STRIPPED]),  # as upstream's tests have it
-        ([(), None], [STRIPPED, STRIPPED]),
-        ([None, (), ("10.0.0.1",)], [STRIPPED, STRIPPED, moved("10.0.0.1")]),
+        ([None, ()], [STRIPPED, UNTOUCHED]),  # upstream's tests: the chosen one loses its own as well
+        ([(), None], [UNTOUCHED, STRIPPED]),
+        ([None, (), ("10.0.0.1",)], [STRIPPED, GatewayDecision(keep_v4=False), moved("10.0.0.1")]),
         ([None, ("::FFFF:10.0.0.1",)], [STRIPPED, moved("10.0.0.1")]),
         ([None, ("2001:DB8:0::1",)], [STRIPPED, moved(v6="2001:db8::1")]),
         ([None, ("fe80::1",)], [STRIPPED, moved(v6="fe80::1")]),
@@ -45,7 +45,7 @@ def test_decisions(requests: list[tuple[str, ...] | None], expected: list[Gatewa
     ("request_", "filters"),
     [
         (None, (True, True)),
-        ((), (True, True)),
+        ((), (False, False)),  # upstream: (True, True), and the pod has no default route at all
         (("10.0.0.1",), (False, True)),
         (("10.0.0.1", "2001:db8::1"), (False, False)),
     ],
@@ -94,5 +94,5 @@ def test_each_request_has_its_decision(requests: list[tuple[str, ...] | None]) -
         return
     assert len(decisions) == len(requests)
     assert all(sum(len(getattr(each, key)) for each in decisions) <= 1 for key in ("gateways_v4", "gateways_v6"))
-    asked = any(request is not None for request in requests)
-    assert all(each == UNTOUCHED for each in decisions) is (not asked or not requests)
+    moves = any(requests) or (None in requests and () in requests)
+    assert all(each == UNTOUCHED for each in decisions) is not moves

@@ -188,25 +188,39 @@ class Scanner:
     KEYS = ("daemonSocketDir", "cniDir", "cniVersion", "name")
 
     def __init__(self, program: Path) -> None:
-        env = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+        self._program = program
+        self._process = self._start()
 
     def scan(self, conf: bytes) -> tuple[list[bytes | None], float]:
         """The four strings (None: absent) and the timeout (negative: absent)."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            self.process.stdin.write(len(conf).to_bytes(4, sys.byteorder) + conf)
-            self.process.stdin.flush()
+            self._process.stdin.write(len(conf).to_bytes(4, sys.byteorder) + conf)
+            self._process.stdin.flush()
         except BrokenPipeError:
             pass
-        line = self.process.stdout.readline()
+        line = self._process.stdout.readline()
         if not line:
-            assert self.process.stderr is not None
-            pytest.fail(f"the scanner died of {conf[:500]!r}:\n{self.process.stderr.read().decode()}")
+            complaint = self.end()
+            self._process = self._start()  # the next one is judged by itself
+            pytest.fail(f"the scanner died of {conf[:500]!r}:\n{complaint}")
         *texts, number = line.split()
         return [bytes.fromhex(text[1:].decode()) if text[:1] == b"=" else None for text in texts], float(number)
+
+    def end(self) -> str:
+        """Stop it; what it said on stderr."""
+        try:
+            _, complaint = self._process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            _, complaint = self._process.communicate()
+        return complaint.decode(errors="replace")
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        env = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+        pipe = subprocess.PIPE
+        return subprocess.Popen([self._program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
 
 
 @pytest.fixture(scope="session")
@@ -222,5 +236,4 @@ def scanner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scanner]:
         subprocess.run([*plain, *source], check=True)
     made = Scanner(program)
     yield made
-    made.process.kill()
-    made.process.communicate()
+    made.end()
