@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def _node(make_box: Callable[..., Box]) -> tuple[Box, Sandbox]:
 class _Call(threading.Thread):
     """A runtime's call that outlives the daemon it began with."""
 
-    def __init__(self, box: Box, command: str, sandbox: Sandbox, **extra: str) -> None:
+    def __init__(self, box: Box, command: str, sandbox: Sandbox, **extra: Any) -> None:
         super().__init__(daemon=True)
         self.box, self.command, self.sandbox, self.extra = box, command, sandbox, extra
         self.error: Exception | None = None
