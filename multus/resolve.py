@@ -30,6 +30,9 @@ from multus.settings import NetConf
 logger = logging.getLogger(__name__)
 
 
+_REBUILD = 3.0  # seconds to find out what a container that nobody knows may have had
+
+
 class PodGoneError(MultusError):
     """The API server says that the pod does not exist (any more)."""
 
@@ -82,17 +85,21 @@ class Resolver:
         ever.
         """
         reference = pod_ref(request.args) or PodRef(namespace="", name="")
+        pod = Pod(namespace=reference.namespace, name=reference.name, uid=reference.uid)
+        wanted: list[Wanted] = []
+        share = DeviceShare({})
         try:
-            pod = await self._pod(reference)
-        except MultusError as error:
+            # A DEL does not wait for an API server as an ADD does: most of these never were attached at all.
+            with anyio.fail_after(_REBUILD):
+                pod = await self._pod(reference)
+        except (MultusError, TimeoutError) as error:
             logger.info("DEL of container %s goes on without its pod: %s", request.container_id, error)
-            pod = Pod(namespace=reference.namespace, name=reference.name, uid=reference.uid)
-        wanted = await self.wanted(pod, net, tolerant=True)
         try:
-            share = await self._devices(pod, wanted)
-        except MultusError as error:
-            logger.warning("DEL of container %s goes on without its devices: %s", request.container_id, error)
-            share = DeviceShare({})
+            with anyio.fail_after(_REBUILD):
+                wanted = await self.wanted(pod, net, tolerant=True)
+                share = await self._devices(pod, wanted)
+        except (MultusError, TimeoutError) as error:
+            logger.warning("DEL of container %s goes on with what is known: %s", request.container_id, error)
         plan = self._make(request, net, wanted, share, tolerant=True)
         for refusal in plan.refusals:
             logger.warning("DEL of container %s: left out: %s", request.container_id, refusal)

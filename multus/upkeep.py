@@ -18,7 +18,7 @@ from multus.slots import Lanes
 
 logger = logging.getLogger(__name__)
 
-_RETRY_FIRST, _RETRY_LAST = 5.0, 300.0  # seconds between tries to do what could not be done
+_RETRY_FIRST, _RETRY_LAST = 1.0, 300.0  # seconds between tries to do what could not be done
 
 
 class Upkeep:

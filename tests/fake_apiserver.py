@@ -6,6 +6,7 @@ and can be told to misbehave at chosen requests.
 
 import asyncio
 import json
+import socket
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -99,8 +100,10 @@ class FakeApiServer:
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
-    async def serving(self, *, port: int = 0, tls: ssl.SSLContext | None = None) -> AsyncIterator["FakeApiServer"]:
-        """Serve on a loopback port for the length of the block."""
+    async def serving(
+        self, *, port: int = 0, tls: ssl.SSLContext | None = None, listener: socket.socket | None = None
+    ) -> AsyncIterator["FakeApiServer"]:
+        """Serve on a loopback port, or on a socket that is bound already, for the length of the block."""
         self._stopping = asyncio.Event()
         app = web.Application(middlewares=[self._misbehave], client_max_size=8 << 20)
         for kind, path in _LISTS.items():
@@ -109,10 +112,12 @@ class FakeApiServer:
             app.router.add_get(path, self._handler(self._get, kind))
         app.router.add_patch(f"{_OBJECTS['pods']}/status", self._handler(self._patch, "pods"))
         app.router.add_post("/api/v1/namespaces/{namespace}/events", self._handler(self._event, "events"))
-        runner = web.AppRunner(app, shutdown_timeout=0.2, handle_signals=False)
+        runner = web.AppRunner(app, shutdown_timeout=0.2, handler_cancellation=True)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
+            site: web.BaseSite = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
+            if listener is not None:
+                site = web.SockSite(runner, listener)
             await site.start()
             host, bound = runner.addresses[0][:2]
             self.url = f"{'https' if tls else 'http'}://{host}:{bound}"

@@ -37,8 +37,6 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("--ifname", default="eth0", help="CNI_IFNAME (%(default)s)")
         parser.add_argument("--shim", type=Path, default=runtime.default_shim(), help="the plugin binary (%(default)s)")
         parser.add_argument("--json", action="store_true", help="print the CNI result only")
-        if name == "attach":
-            parser.add_argument("--timeline", action="store_true", help="also when each network started and ended")
         parser.set_defaults(run=run)
 
 

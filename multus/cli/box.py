@@ -166,10 +166,15 @@ class Box:
         self.config.write_text(json.dumps(settings, indent=2))
 
     @property
+    def holder(self) -> int:
+        """The process that holds the node's namespaces."""
+        assert self._holder is not None
+        return self._holder.pid
+
+    @property
     def enter(self) -> list[str]:
         """What to put before a command line to run it as on the node."""
-        assert self._holder is not None
-        return ["nsenter", f"--target={self._holder.pid}", "--net", "--mount"]
+        return ["nsenter", f"--target={self.holder}", "--net", "--mount"]
 
     def host(self, *command: str) -> str:
         """Run a program as on the node; its output."""
