@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,8 @@ async def test_forgetting_leaves_no_attachment_behind(journal: Journal, path: Pa
     await journal.begin(sandbox("c2"))
     await journal.forget(("c1", "eth0"))
     assert [each.container_id for each in await journal.all()] == ["c2"]
-    assert sqlite3.connect(path).execute("SELECT DISTINCT container_id FROM attachment").fetchall() == [("c2",)]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT DISTINCT container_id FROM attachment").fetchall() == [("c2",)]
 
 
 async def test_sandboxes_of_a_container_and_the_order_of_all(journal: Journal) -> None:
