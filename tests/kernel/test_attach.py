@@ -1,13 +1,16 @@
 """One CNI call, several networks, through shim, socket and daemon, with the reference plugins in real namespaces."""
 
 import base64
+import itertools
 import json
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -416,3 +419,53 @@ def test_a_daemon_that_drains_finishes_what_runs(box: Box) -> None:
     assert names(sandbox) == ["eth0"]
     box.cni("DEL", sandbox)
     assert left(box) == []
+
+
+def test_subdirectory_and_auxiliary_chains(make_box: Callable[..., Box]) -> None:
+    """Upstream's two chaining cases: plugins beside the default network's file, and a chain after all networks."""
+    box = make_box(settings={"auxiliaryCNIChainName": "auxiliary"})
+    for directory, setting in (("cluster-net", "arp_filter"), ("auxiliary", "arp_ignore")):
+        (box.autoconf_dir / directory).mkdir()
+        plugin = {"type": "tuning", "sysctl": {f"net.ipv4.conf.eth0.{setting}": "1"}}
+        (box.autoconf_dir / directory / "10-tuning.conf").write_text(json.dumps(plugin))
+    box.start()
+    sandbox = box.pod("pod")
+    box.cni("ADD", sandbox)
+    for setting in ("arp_filter", "arp_ignore"):
+        assert sandbox.run("cat", f"/proc/sys/net/ipv4/conf/eth0/{setting}").strip() == "1"
+    assert [entry["name"] for entry in box.status("pod")] == ["cluster-net"]
+    box.cni("DEL", sandbox)
+    assert left(box) == []
+
+
+def test_what_another_boot_left_is_undone_at_the_start(box: Box) -> None:
+    """After a reboot the namespaces are gone and the addresses' files are not."""
+    box.nad("n1", bridge(1))
+    sandboxes = [box.pod(f"pod{number}", annotations={NETWORKS: "n1"}) for number in range(3)]
+    for sandbox in sandboxes:
+        box.cni("ADD", sandbox)
+    box.kill()
+    with closing(sqlite3.connect(box.state / "journal.db")) as journal:
+        journal.execute("UPDATE sandbox SET boot_id = 'the boot before'")
+        journal.commit()
+    for number in range(3):
+        box.remove(f"pod{number}")
+    box.start()
+    assert left(box) == []
+
+
+def test_one_after_another_for_who_needs_it(make_box: Callable[..., Box], noops: "Noops") -> None:
+    for program in plugin_dir().iterdir():
+        (noops.path / program.name).symlink_to(program)
+    recorder = noops.install("recorder")
+    box = make_box(plugins=noops.path, settings={"attachOrder": "sequential"})
+    for number in range(4):
+        box.nad(f"n{number}", {"cniVersion": "1.0.0", "type": "recorder"})
+    box.start()
+    sandbox = box.pod("pod", annotations={NETWORKS: "n3,n1,n2,n0"})
+    box.cni("ADD", sandbox)
+    assert [call["env"]["CNI_IFNAME"] for call in recorder.calls("ADD")] == ["net1", "net2", "net3", "net4"]
+    calls = recorder.calls("ADD")
+    assert all(before["ended"] <= after["began"] for before, after in itertools.pairwise(calls))
+    box.cni("DEL", sandbox)
+    assert [call["env"]["CNI_IFNAME"] for call in recorder.calls("DEL")] == ["net4", "net3", "net2", "net1"]
