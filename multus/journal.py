@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from multus.database import Database, JournalError, read_only
+from multus.records import RECORDS, Records
 from multus.sandbox import Attachment, Sandbox, State
 
 __all__ = ["SCHEMA_VERSION", "Journal", "JournalError", "read_journal"]
@@ -35,6 +36,7 @@ CREATE TABLE attachment (
 ) WITHOUT ROWID;
 CREATE INDEX attachment_device ON attachment (device_id) WHERE device_id <> '';
 """,
+    RECORDS,
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 
@@ -58,6 +60,11 @@ class Journal:
         """
         async with Database.open(path, _MIGRATIONS) as database:
             yield cls(database)
+
+    @property
+    def records(self) -> Records:
+        """What is needed to put devices back as they were."""
+        return Records(self._database)
 
     @property
     def commits(self) -> int:

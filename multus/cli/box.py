@@ -174,7 +174,7 @@ class Box:
     @property
     def enter(self) -> list[str]:
         """What to put before a command line to run it as on the node."""
-        return ["nsenter", f"--target={self.holder}", "--net", "--mount"]
+        return ["nsenter", f"--target={self.holder}", "--net", "--mount", "--root"]  # --root: this may be a chroot
 
     def host(self, *command: str) -> str:
         """Run a program as on the node; its output."""

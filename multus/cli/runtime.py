@@ -119,7 +119,7 @@ def conf_in_force(directory: Path) -> tuple[bytes, str]:
 def _failure(stdout: bytes, stderr: bytes) -> MultusError:
     try:
         body = json.loads(stdout)
-        return CNIError(int(body["code"]), str(body["msg"]), str(body.get("details", "")))
+        return CNIError(int(body["code"]), str(body["msg"]), hint=str(body.get("details", "")))
     except (ValueError, KeyError, TypeError):
         said = (stdout or stderr)[:300].decode(errors="backslashreplace")
         return CNIError(Code.INTERNAL, f"the plugin failed without a CNI error: {said!r}")

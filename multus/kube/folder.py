@@ -44,7 +44,7 @@ _O = TypeVar("_O", Pod, NAD)
 
 class _File(msgspec.Struct, frozen=True):
     look: _Look | None  # None: to be read again in any case
-    holds: Manifests
+    holds: Manifests | None  # None: it could never be read
     complaint: str = ""
 
 
@@ -158,8 +158,10 @@ class FolderCluster:
             self._tell({f"{self._folder} cannot be read, so what it last held stays: {error.strerror or error}"})
             return
         for path, file in files.items():
-            complaints.update((file.complaint,) if file.complaint else (), file.holds.warnings)
-            complaints.update(_merge(pods, file.holds.pods, path), _merge(nads, file.holds.nads, path))
+            complaints.update((file.complaint,) if file.complaint else ())
+            if file.holds is not None:
+                complaints.update(file.holds.warnings)
+                complaints.update(_merge(pods, file.holds.pods, path), _merge(nads, file.holds.nads, path))
         self._tell(complaints)
         self._files, self._pods, self._nads = files, pods, nads
         if forget:
@@ -201,8 +203,9 @@ class FolderCluster:
             data = read_small(path, limit=MAX_FILE)
             return _File(look, parse_manifests(data, where=str(path), json=path.suffix == ".json"))
         except (FileError, ManifestError) as error:
-            stays = "what it last held stays" if old is not None else "nothing is taken from it"
-            return _File(look, old.holds if old is not None else Manifests(), f"{error}; {stays}")
+            held = old.holds if old is not None else None
+            stays = "nothing is taken from it" if held is None else "what it last held stays"
+            return _File(look, held, f"{error}; {stays}")
 
     def _status_path(self, namespace: str, name: str) -> Path:
         return self._status / f"{namespace}_{name}.json"
