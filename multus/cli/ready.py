@@ -1,4 +1,4 @@
-"""`multusctl ready`: whether multusd serves, asked on its own socket; for probes, which cannot ask a socket themselves."""
+"""`multusctl ready`: whether multusd serves, asked on its own socket; probes cannot ask a socket themselves."""
 
 import argparse
 import socket
