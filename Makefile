@@ -5,6 +5,7 @@ STAMP := .venv/.set-up
 # What has to be on the machine: program or file to look for, and the Debian package that brings it.
 NEEDS := cc:gcc /usr/include/stdio.h:libc6-dev ip:iproute2 /usr/lib/cni/macvlan:containernetworking-plugins \
          iptables:iptables /usr/share/doc/libudev1:libudev1 $(PYTHON):python3
+CLUSTER_NEEDS := containerd:containerd runc:runc etcd:etcd-server busybox:busybox-static openssl:openssl
 
 .PHONY: help setup demo test test-unit test-kernel test-vm test-cluster check format bench proto constraints clean
 
@@ -28,13 +29,23 @@ $(STAMP): Makefile constraints.txt pyproject.toml hatch_build.py multus/shim/mul
 demo: setup ## the walk-through: real plugins, real namespaces, everything given back
 	@$(BIN)/multusctl demo
 
-test: check test-unit test-kernel ## everything that this machine can run
+test: check test-unit test-kernel test-vm ## everything that this machine can run
 
 test-unit: setup ## no root needed, no network
 	@$(BIN)/pytest tests/unit
 
 test-kernel: setup ## root: real plugins in real network namespaces
 	@$(BIN)/pytest tests/kernel
+
+test-vm: setup ## root, Debian: a virtual machine with real SR-IOV hardware; its image is made once, in ~/.cache
+	@$(BIN)/python -m tests.vm.lane
+
+test-cluster: setup ## root, Debian: a real Kubernetes of one node; its programs are built once with Go, in ~/.cache
+	@missing=; for need in $(CLUSTER_NEEDS); do command -v $${need%:*} >/dev/null || missing="$$missing $${need#*:}"; done; \
+	  if test -n "$$missing"; then echo "installing:$$missing"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; fi
+	@$(BIN)/python -m tests.cluster.binaries || true # without them the tests are skipped, and say so
+	@$(BIN)/pytest tests/cluster
 
 check: setup ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
@@ -46,8 +57,10 @@ format: setup ## let the formatter and the linter mend what they can
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup ## pod attach latency; results in benchmarks/out
+bench: setup ## root: pod attach latency, alone and beside upstream (built once with Go); results in benchmarks/out
+	@command -v openssl >/dev/null || { apt-get update -qq && apt-get install -qq -y openssl >/dev/null; }
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.compare
 
 proto: setup ## generate devices/kubelet/api anew from devices/kubelet/proto
 	@rm -f devices/kubelet/api/*_pb2.py devices/kubelet/api/*_pb2.pyi devices/kubelet/api/*_grpc.py

@@ -1,24 +1,28 @@
-"""Which devices a pod was given: the kubelet's word, then that of Dynamic Resource Allocation.
+"""Which devices a pod was given: the kubelet's word, then that of Dynamic Resource Allocation; or our own pools'.
 
 The kubelet is asked over PodResources; where that fails, its checkpoint file is read. What either says is in the order
 of the pod's containers, sorted within each, so that the same pod gives the same answer every time.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import anyio
 import anyio.to_thread
 
+from devices.errors import DeviceError
 from multus.dra import allocated
-from multus.errors import Fault, MultusError
+from multus.errors import Fault, MultusError, from_devices
 from multus.kube.claims import Claims
 from multus.kube.objects import Pod
+from multus.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from devices.kubelet.allocation import ContainerDevices
+    from devices.ledger import Allocation
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +43,10 @@ class AssignmentError(MultusError):
 class Assignments(Protocol):
     """Tells which devices a pod was given."""
 
-    async def devices(self, pod: Pod, resources: Collection[str]) -> Assigned:
-        """Devices of these resources; one that the pod was given nothing of is not in the answer.
+    async def devices(self, pod: Pod, resources: Mapping[str, int]) -> Assigned:
+        """Devices of these resources, each with the number of networks that need one.
+
+        A resource that the pod was given nothing of is not in the answer.
 
         :raises MultusError: it cannot be told.
         """
@@ -141,6 +147,98 @@ class KubeletAssignments:
             raise AssignmentError(
                 f"the resource claims of pod {pod.namespace}/{pod.name} were not read within {self._claims_timeout:g} s"
             ) from None
+
+
+class Pools(Protocol):
+    """Gives devices out: the device manager."""
+
+    @property
+    def allocations(self) -> "Sequence[Allocation]": ...
+    async def allocate(self, resource: str, count: int, *, owner: str) -> tuple[str, ...]: ...
+    async def release(self, owner: str) -> tuple[str, ...]: ...
+
+
+class PoolAssignments:
+    """Devices from the node's own pools, for a node without a kubelet: a pod has them for as long as it has networks.
+
+    `sandboxes` lists what is attached. A pod that was given devices and then not attached keeps them for `grace`
+    seconds, for the runtime's next try.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        sandboxes: Callable[[], Awaitable[Sequence[Sandbox]]],
+        *,
+        grace: float = 120.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pools = pools
+        self._sandboxes = sandboxes
+        self._grace = grace
+        self._clock = clock
+        self._asked: dict[str, float] = {}
+
+    async def devices(self, pod: Pod, resources: Mapping[str, int]) -> Assigned:
+        """As many devices of each resource as there are networks that need one; asked again, the same.
+
+        :raises MultusError: a pool has not as many, or there is no such pool.
+        """
+        owner = _owner(pod.namespace, pod.name, pod.uid)
+        self._asked[owner] = self._clock()
+        holder = pod.containers[0] if pod.containers else ""
+        with from_devices():
+            return {
+                resource: [(holder, tuple(sorted(await self._allocate(resource, count, owner))))]
+                for resource, count in sorted(resources.items())
+            }
+
+    async def removed(self, sandbox: Sandbox) -> None:
+        """Take back what the pod of a sandbox had, unless it has another one, or is being attached anew."""
+        owner = _owner(sandbox.pod_namespace, sandbox.pod_name, sandbox.pod_uid)
+        if (sandbox.created or self._clock()) < self._asked.get(owner, 0.0):
+            return
+        try:
+            if owner not in await self._attached():
+                await self._release(owner)
+        except (MultusError, DeviceError) as error:
+            logger.error("devices of %s are taken back later: %s", owner, error)
+
+    async def collect(self) -> None:
+        """Take back what is given to pods that are not attached and are not about to be.
+
+        :raises MultusError: the journal cannot be read or written.
+        """
+        attached, limit = await self._attached(), self._clock() - self._grace
+        for owner in {each.owner for each in self._pools.allocations} - attached:
+            if self._asked.get(owner, 0.0) < limit and owner.startswith(_POD):
+                await self._release(owner)
+
+    async def _allocate(self, resource: str, count: int, owner: str) -> tuple[str, ...]:
+        try:
+            return await self._pools.allocate(resource, count, owner=owner)
+        except DeviceError as error:
+            if not error.retry:
+                raise
+        await self.collect()
+        return await self._pools.allocate(resource, count, owner=owner)
+
+    async def _release(self, owner: str) -> None:
+        with from_devices():
+            await self._pools.release(owner)
+        self._asked.pop(owner, None)
+
+    async def _attached(self) -> set[str]:
+        found = await self._sandboxes()
+        return {_owner(each.pod_namespace, each.pod_name, each.pod_uid) for each in found}
+
+
+_POD: Final = "pod "
+
+
+def _owner(namespace: str, name: str, uid: str) -> str:
+    """Whom the pools know a pod by; people who take devices by hand have other names."""
+    return f"{_POD}{namespace}/{name} {uid}".rstrip()
 
 
 def _order(pod: Pod, listed: Sequence[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ be done.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +31,14 @@ _GRACE = 5.0  # seconds that running delegates are given after another one faile
 
 Step = Callable[[str], None]
 """Told the name of every step that is about to be irrevocable; drills end the process there."""
+
+Measure = Callable[[str, str, str], AbstractContextManager[None]]
+"""Makes a block around one delegate's ADD or DEL: (command, network, the type of its first plugin)."""
+
+
+def unmeasured(command: str, network: str, kind: str) -> AbstractContextManager[None]:
+    """Nobody looks."""
+    return nullcontext()
 
 
 class AttachError(MultusError):
@@ -65,21 +73,30 @@ class TakeDownError(MultusError):
 class Attacher:
     """Runs delegates for sandboxes. `deadline` is how long one whole take-down may last, in seconds."""
 
-    def __init__(self, chain: Chain, slots: Slots, *, devinfo_dir: Path, deadline: float, step: Step) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        slots: Slots,
+        *,
+        devinfo_dir: Path,
+        deadline: float,
+        step: Step,
+        measure: Measure = unmeasured,
+    ) -> None:
         self._chain = chain
         self._slots = slots
         self._devinfo = devinfo_dir
         self._deadline = deadline
         self._step = step
+        self._measure = measure
 
-    async def attach(self, sandbox: Sandbox, confs: Mapping[int, NetworkConf]) -> dict[int, Result]:
-        """Attach every network of the sandbox; results by position.
+    async def attach(self, sandbox: Sandbox, confs: Mapping[int, NetworkConf], results: dict[int, Result]) -> None:
+        """Attach every network of the sandbox; `results` get each one's by position, also when others fail.
 
         :raises AttachError: for the first network that failed. Nothing is undone here: see `take_down`.
         """
         finished = {item.position: anyio.Event() for item in sandbox.attachments}
         waiting = {item.position: anyio.CancelScope() for item in sandbox.attachments}
-        results: dict[int, Result] = {}
         failures: list[AttachError] = []
 
         async def run(item: Attachment) -> None:
@@ -107,7 +124,6 @@ class Attacher:
         if failures:
             # Several may fail at once: the earliest in the annotation is named, whichever came first.
             raise min(failures, key=lambda failure: failure.attachment.position)
-        return results
 
     async def attach_one(self, sandbox: Sandbox, item: Attachment, conf: NetworkConf) -> Result:
         """Attach one network."""
@@ -116,7 +132,8 @@ class Attacher:
                 devinfo.publish, self._devinfo, item.resource, item.device_id, item.device_info
             )
         self._step(f"add:start:{item.position}")
-        result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns))
+        with self._measure("ADD", item.network, _kind(conf)):
+            result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns))
         self._step(f"add:done:{item.position}")
         return result
 
@@ -160,7 +177,8 @@ class Attacher:
         self._step(f"del:start:{item.position}")
         target = _target(sandbox, item, netns)
         try:
-            await self._chain.delete(conf, target, previous)
+            with self._measure("DEL", item.network, _kind(conf)):
+                await self._chain.delete(conf, target, previous)
         except PluginError as error:
             if previous is not None or await _stands(item, netns):
                 raise
@@ -192,6 +210,10 @@ async def _stands(item: Attachment, netns: str) -> bool:
         return False
     with from_devices():
         return item.ifname in await anyio.to_thread.run_sync(interface_names, netns)
+
+
+def _kind(conf: NetworkConf) -> str:
+    return conf.plugins[0].type if conf.plugins else ""
 
 
 def _target(sandbox: Sandbox, item: Attachment, netns: str) -> Target:

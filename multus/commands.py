@@ -1,7 +1,7 @@
-"""What each CNI command does: the one place where plan, journal, delegates, routes and status meet."""
+"""What each CNI command does, but for ADD (`multus.adding`): DEL, CHECK, STATUS and GC, from the journal."""
 
 import logging
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,34 +9,27 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from devices.linux import netns
-from multus import devinfo, legacy
-from multus.attach import Attacher, AttachError, TakeDownError
+from multus import legacy
+from multus.adding import Adder
+from multus.attach import Attacher, TakeDownError
 from multus.check import drift
 from multus.cni.errors import CNIError, Code
-from multus.cni.request import Command, Request, parse_request, pod_ref, valid_attachments
-from multus.cni.result import IP, SUPPORTED, Interface, Result, at_least, encode_result, parse_result
+from multus.cni.request import Command, Request, ValidAttachment, parse_request, valid_attachments
+from multus.cni.result import SUPPORTED, at_least
 from multus.cni.versions import known
 from multus.delegates.chain import Chain
-from multus.errors import MultusError, from_devices
+from multus.errors import MultusError
 from multus.journal import Journal
-from multus.kube.cluster import Cluster, ClusterError
-from multus.kube.objects import Pod
-from multus.plan import Plan
-from multus.resolve import PodGoneError, Resolver
-from multus.routes import apply_gateways
+from multus.kube.cluster import Cluster
+from multus.readiness import indicated, refuse_unindicated
+from multus.resolve import Resolver
 from multus.sandbox import Sandbox, State
 from multus.settings import DaemonSettings, NetConf, net_conf
-from multus.slots import Lanes
-from multus.status import StatusEntry, network_status
+from multus.slots import Gone, Lanes
 from multus.stored import stored_at
 from multus.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
-
-_REMEMBERED = 4096  # containers whose DEL is done: runtimes repeat it, up to five times seen
-_READY_WAIT, _READY_POLL = 45.0, 1.0  # seconds, as in upstream
-_STATUS_WAIT = 5.0  # seconds an ADD waits for the network-status to be written before it is left for later
 
 
 class Commands:
@@ -64,11 +57,22 @@ class Commands:
         self._chain = chain
         self._lanes = lanes
         self._upkeep = upkeep
-        self._cluster = cluster
-        self._devinfo = devinfo_dir
         self._boot_id = boot_id
         self._step = step
-        self._deleted: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._gone = Gone()
+        self._adder = Adder(
+            settings=settings,
+            resolver=resolver,
+            journal=journal,
+            attacher=attacher,
+            lanes=lanes,
+            upkeep=upkeep,
+            cluster=cluster,
+            devinfo_dir=devinfo_dir,
+            boot_id=boot_id,
+            step=step,
+            gone=self._gone,
+        )
 
     async def cni(self, env: Mapping[str, str], conf: bytes) -> bytes:
         """One CNI command: what goes to stdout.
@@ -78,12 +82,12 @@ class Commands:
         request = parse_request(env, conf)
         if request.command is Command.VERSION:
             return msgspec.json.encode({"cniVersion": SUPPORTED[-1], "supportedVersions": SUPPORTED})
-        net = net_conf(self._settings(), conf)
+        net = await self._net(request, conf)
         if request.command is not Command.DEL:  # of an ADD that was refused here, nothing is left
             known(net.answer_version, "the CNI configuration is")
         match request.command:
             case Command.ADD:
-                return await self._add(request, net)
+                return await self._adder.add(request, net)
             case Command.DEL:
                 with anyio.CancelScope(shield=True):
                     await self._delete(request, net)
@@ -108,177 +112,32 @@ class Commands:
             return
         await self.cni(env, conf)
 
-    async def _add(self, request: Request, net: NetConf) -> bytes:
-        limit = self._settings().add_timeout
-        try:
-            async with self._lanes.adding(request.container_id):
-                with anyio.fail_after(limit):
-                    return await self._add_alone(request, net)
-        except TimeoutError:
-            raise CNIError(
-                Code.TRY_AGAIN_LATER,
-                f"container {request.container_id}: not all networks were attached within {limit:g} s",
-                hint="everything was undone; see the daemon's log for the slow network",
-            ) from None
-        except AttachError as error:
-            raise error.as_cni() from error
+    async def _net(self, request: Request, conf: bytes) -> NetConf:
+        """The request's configuration. What was attached is in the journal: its DEL needs none that can still be used.
 
-    async def _add_alone(self, request: Request, net: NetConf) -> bytes:
-        done = await self._already(request, net)
-        if done is not None:
-            return done
-        await _indicated(net.readiness_indicator_file)
-        self._deleted.pop((request.container_id, request.ifname), None)
+        :raises MultusError: it cannot be used.
+        """
+        settings = self._settings()
         try:
-            pod, plan = await self._resolver.plan(request, net)
-            plan.refuse()
-        except PodGoneError as gone:
-            # The pod was deleted while it was being made; the runtime will take the sandbox down in a moment.
-            logger.warning("%s: nothing is attached for container %s", gone, request.container_id)
-            return encode_result(_placeholder(request), net.answer_version)
+            return net_conf(settings, conf)
         except MultusError as error:
-            await self._tell_pod(request, error)
-            raise
-        sandbox = await self._sandbox(request, pod, plan)
-        try:
-            self._step("add:planned")
-            await self._journal.begin(sandbox)
-            self._step("add:begun")
-            result = await self._attach(sandbox, pod, plan)
-            self._step("add:answer")
-        except BaseException as error:
-            with anyio.CancelScope(shield=True):
-                await self._undo(sandbox)
-                if isinstance(error, MultusError):
-                    await self._tell_pod(request, error, pod)
-            raise
-        return encode_result(result, net.answer_version)
-
-    async def _already(self, request: Request, net: NetConf) -> bytes | None:
-        """What the journal knows of this very container: the answer to repeat, or leftovers, which are undone."""
-        old = await self._journal.get((request.container_id, request.ifname))
-        if old is None:
-            return None
-        if old.state is State.ATTACHED and old.result is not None:
-            if request.nonce and old.nonce == request.nonce:
-                return encode_result(parse_result(old.result, where="journal"), net.answer_version)
-            with from_devices():
-                live = await anyio.to_thread.run_sync(netns.identity, request.netns)
-            if live is not None and live == old.netns_id:
-                raise CNIError(
-                    Code.INVALID_ENVIRONMENT,
-                    f"container {request.container_id} already has its networks on {request.ifname}",
-                    hint="a runtime must DEL before it ADDs again",
-                )
-        await self._upkeep.remove(old)
-        return None
-
-    async def _sandbox(self, request: Request, pod: Pod, plan: Plan) -> Sandbox:
-        with from_devices():
-            identity, names = await anyio.to_thread.run_sync(_look_into, request.netns)
-        if identity is None:
-            raise CNIError(
-                Code.INVALID_ENVIRONMENT,
-                f"CNI_NETNS {request.netns!r} is not a network namespace that this daemon can see",
-                hint="is the directory of network namespaces mounted into the daemon with HostToContainer propagation?",
-            )
-        for item in plan.attachments:
-            if item.attachment.ifname in names:
-                raise CNIError(
-                    Code.INVALID_ENVIRONMENT,
-                    f"network {item.attachment.network!r}: the pod already has an interface {item.attachment.ifname}",
-                    hint="ask for another interface name",
-                )
-        return Sandbox(
-            container_id=request.container_id,
-            ifname=request.ifname,
-            state=State.ADDING,
-            netns=request.netns,
-            netns_id=identity,
-            boot_id=self._boot_id,
-            pod_namespace=pod.namespace,
-            pod_name=pod.name,
-            pod_uid=pod.uid,
-            nonce=request.nonce,
-            attachments=tuple(item.attachment for item in plan.attachments),
-        )
-
-    async def _attach(self, sandbox: Sandbox, pod: Pod, plan: Plan) -> Result:
-        confs = {item.attachment.position: item.conf for item in plan.attachments}
-        results = await self._attacher.attach(sandbox, confs)
-        decisions = {item.attachment.ifname: item.gateways for item in plan.attachments}
-        by_ifname = {item.ifname: results[item.position] for item in sandbox.attachments}
-        corrected = await apply_gateways(sandbox.netns, by_ifname, decisions)
-        self._step("add:routed")
-        entries = []
-        for item in sandbox.attachments:
-            info = await devinfo.read(self._devinfo, item.device_info) if item.device_info else None
-            entries.append(
-                StatusEntry(
-                    name=item.network,
-                    ifname=item.ifname,
-                    result=corrected[item.ifname],
-                    is_default=item.default,
-                    device_info=info,
-                )
-            )
-        status = network_status(entries)
-        result = corrected[sandbox.attachments[0].ifname]
-        await self._journal.attached(
-            sandbox.key,
-            encode_result(result, SUPPORTED[-1]),
-            [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
-            status if pod.name else None,
-        )
-        self._step("add:recorded")
-        if pod.name:
-            await self._write_status(sandbox, pod, status)
-            await self._announce(sandbox, pod, corrected)
-        return result
-
-    async def _write_status(self, sandbox: Sandbox, pod: Pod, status: str) -> None:
-        """One PATCH. A pod whose networks stand is not failed for an API server that is away: it is told later."""
-        try:
-            with anyio.fail_after(_STATUS_WAIT):
-                await self._cluster.set_network_status(pod, status)
-        except (TimeoutError, ClusterError) as error:
-            logger.warning("pod %s/%s: network-status is written later: %s", pod.namespace, pod.name, error)
-            self._upkeep.wake()
-            return
-        self._step("add:status")
-        await self._journal.status_written(sandbox.key, status)
-
-    async def _announce(self, sandbox: Sandbox, pod: Pod, results: Mapping[str, Result]) -> None:
-        """An event for each interface, as upstream sends them, for whoever wants them: a request each."""
-        if self._settings().events != "all":
-            return
-        for item in sandbox.attachments:
-            ips = " ".join(ip.address for ip in results[item.ifname].ips)
-            message = f"Add {item.ifname} [{ips}] from {item.network}"
-            await self._cluster.event(pod, kind="Normal", reason="AddedInterface", message=message)
-
-    async def _undo(self, sandbox: Sandbox) -> None:
-        try:
-            await self._upkeep.remove(sandbox)
-        except MultusError as error:
-            logger.error("container %s: the failed ADD is not undone yet: %s", sandbox.container_id, error)
-        else:
-            self._remember(sandbox.key)
-
-    async def _tell_pod(self, request: Request, error: MultusError, pod: Pod | None = None) -> None:
-        reference = pod_ref(request.args)
-        if pod is None and reference is not None:
-            pod = Pod(namespace=reference.namespace, name=reference.name, uid=reference.uid)
-        if pod is not None:
-            await self._cluster.event(pod, kind="Warning", reason="FailedAttachNetwork", message=str(error)[:1000])
+            key = (request.container_id, request.ifname)
+            if request.command is not Command.DEL or not (key in self._gone or await self._journal.get(key)):
+                raise
+            logger.warning("DEL of container %s goes on without its configuration: %s", request.container_id, error)
+            return NetConf(cni_dir=settings.cni_dir)
 
     async def _delete(self, request: Request, net: NetConf) -> None:
         key = (request.container_id, request.ifname)
-        async with self._lanes.holding(request.container_id, calling_off=True):
-            if key in self._deleted:
+        waited = await self._journal.get(key) if self._lanes.busy(request.container_id) else None
+        async with self._lanes.holding(request.container_id, request.ifname, calling_off=True):
+            if key in self._gone:
                 return
             sandbox = await self._journal.get(key) or await self._forgotten(request, net)
             if sandbox is not None:
+                if waited is not None and sandbox.failures > waited.failures and not net.retry_delete_on_error:
+                    # A try failed meanwhile, and whoever made it was told. A hanging plugin would hang for each of us.
+                    return
                 self._step("del:begun")
                 try:
                     await self._upkeep.remove(sandbox)
@@ -290,16 +149,12 @@ class Commands:
                     return
                 self._step("del:forgotten")
             await anyio.to_thread.run_sync(legacy.remove_legacy, Path(net.cni_dir), request.container_id)
-            self._remember(key)
-
-    def _remember(self, key: tuple[str, str]) -> None:
-        """Nothing is left of this one, so the runtime's DELs that follow have nothing to look for."""
-        self._deleted[key] = None
-        while len(self._deleted) > _REMEMBERED:
-            self._deleted.popitem(last=False)
+            self._gone.add(key)
 
     async def _forgotten(self, request: Request, net: NetConf) -> Sandbox | None:
         """A container that the journal does not know: attached by an earlier Multus, or its journal was lost."""
+        if await self._journal.container(request.container_id):
+            return None  # it knows it by another interface name, whose are the networks that would be found
         sandbox = await anyio.to_thread.run_sync(legacy.load_sandbox, Path(net.cni_dir), request, self._boot_id)
         if sandbox is None:
             sandbox = await self._resolver.rebuild(request, net, self._boot_id)
@@ -326,7 +181,7 @@ class Commands:
 
     async def _status(self, request: Request, net: NetConf) -> None:
         if at_least(net.answer_version, "1.1.0"):
-            await _indicated(net.readiness_indicator_file)
+            await refuse_unindicated(net.readiness_indicator_file)
             default = await self._resolver.default_network(net)
             await self._chain.status(default, request.path)
 
@@ -338,37 +193,11 @@ class Commands:
                 "GC without cni.dev/valid-attachments: nothing can be told from garbage",
                 hint="the runtime must list the attachments that are in use",
             )
-        await _indicated(net.readiness_indicator_file)
+        began = time.time()
+        await indicated(net.readiness_indicator_file)
         default = await self._resolver.default_network(net)
         old = await anyio.to_thread.run_sync(legacy.load_sandboxes, Path(net.cni_dir), valid, self._boot_id)
-        await self._upkeep.collect(valid, default, old, request.path)
-
-
-def _look_into(path: str) -> tuple[str | None, frozenset[str]]:
-    """Which namespace it is, None for none, and the interfaces that are there already."""
-    identity = netns.identity(path)
-    return identity, frozenset(netns.interface_names(path)) if identity is not None else frozenset()
-
-
-async def _indicated(path: str) -> None:
-    """Wait for the file by which the default network says that it is ready.
-
-    :raises CNIError: it did not come in time.
-    """
-    with anyio.move_on_after(_READY_WAIT):
-        while path and not await anyio.Path(path).exists():  # noqa: ASYNC110 (a file of somebody else's)
-            await anyio.sleep(_READY_POLL)
-        return
-    raise CNIError(
-        Code.TRY_AGAIN_LATER,
-        f"still waiting for readinessindicatorfile {path} after {_READY_WAIT:g} s",
-        hint="have you checked that your default network is ready?",
-    )
-
-
-def _placeholder(request: Request) -> Result:
-    """What upstream answers for a pod that is gone: kubelet wants an address, and there is none."""
-    return Result(
-        interfaces=(Interface(name=request.ifname, sandbox=request.netns),),
-        ips=(IP(address="0.0.0.0/32", gateway="0.0.0.0"),),  # noqa: S104 (no address is bound)
-    )
+        # The runtime's list is as old as its call: what it has asked for since then is no garbage.
+        fresh = [each.key for each in await self._journal.all() if each.created >= began]
+        spared = (*valid, *(ValidAttachment(container_id=key[0], ifname=key[1]) for key in fresh))
+        await self._upkeep.collect(spared, default, old, request.path)

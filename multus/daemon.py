@@ -7,6 +7,7 @@ configuration stays where it is, so that no pod comes up with only its primary n
 
 import argparse
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -20,32 +21,37 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from devices.linux.vf_kernel import LinuxKernel
 from multus import confdir, logs
-from multus.assignments import Assignments, KubeletAssignments, NoAssignments
-from multus.attach import Attacher
+from multus.assignments import Assignments, KubeletAssignments, NoAssignments, PoolAssignments
+from multus.attach import Attacher, unmeasured
 from multus.commands import Commands
 from multus.delegates.chain import Chain
+from multus.delegates.native.registry import native_delegates
 from multus.delegates.passthru import passthru
 from multus.delegates.plugin import Runner
+from multus.delegates.sriov import Sriov
 from multus.drills import from_environment
 from multus.errors import Fault, MultusError
+from multus.hardware import make_manager, make_policies, run_manager
 from multus.hotplug import Hotplug
 from multus.journal import Journal
 from multus.kube.cluster import Cluster, NoCluster
 from multus.reload import Reloader
 from multus.resolve import Resolver
 from multus.server import InterfaceAttributes, Server
-from multus.settings import DaemonSettings
+from multus.settings import DEFAULT_CONFIG, DaemonSettings
 from multus.slots import Lanes, Slots
 from multus.spool import Spool
 from multus.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    from devices.manager import Manager
     from multus.kube.claims import Claims
+    from multus.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_CONFIG = "/etc/cni/net.d/multus.d/daemon-config.json"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RECOVERY = 30.0  # seconds that attaches wait for leftovers to be undone; the rest goes on beside them
 
@@ -59,14 +65,18 @@ class DaemonError(MultusError):
 class Daemon:
     """What stands behind the socket: the CNI commands, hot-plug, and whether the daemon is ready for them."""
 
-    def __init__(self, commands: Commands, hotplug: Hotplug) -> None:
+    def __init__(self, commands: Commands, hotplug: Hotplug, metrics: "Metrics | None" = None) -> None:
         self._commands = commands
+        self._metrics = metrics
         self._hotplug = hotplug
         self.not_ready = "multusd is starting"
 
     async def cni(self, env: Mapping[str, str], conf: bytes) -> bytes:
         """One CNI call of the runtime."""
-        return await self._commands.cni(env, conf)
+        if self._metrics is None:
+            return await self._commands.cni(env, conf)
+        with self._metrics.call(env.get("CNI_COMMAND", "")):
+            return await self._commands.cni(env, conf)
 
     async def delegate(self, env: Mapping[str, str], conf: bytes, attributes: InterfaceAttributes) -> bytes:
         """One CNI call for one interface of a running pod."""
@@ -91,21 +101,36 @@ async def serve(path: Path, *, env: Mapping[str, str]) -> None:
         stack.enter_context(_Lock(directory))
         spool = Spool(directory / "spool")
         await anyio.to_thread.run_sync(spool.prepare)
-        cluster, claims = await _cluster(settings, stack)
+        metrics = _metrics(settings)
+        cluster, claims = await _cluster(settings, stack, metrics)
         journal = await stack.enter_async_context(Journal.open(directory / "journal.db"))
         step = from_environment(env)
         slots, lanes = Slots(settings.max_concurrent_delegates), Lanes()
         reloader.on_change(lambda old, new: slots.resize(new.max_concurrent_delegates - old.max_concurrent_delegates))
         reloader.on_change(lambda _, new: _complain(configure_logs(new)))
-        chain = _chain(lambda: reloader.current)
+        chain = _chain(lambda: reloader.current, journal, boot_id)
         devinfo_dir = Path(settings.device_info_dir)
-        attacher = Attacher(chain, slots, devinfo_dir=devinfo_dir, deadline=settings.delegate_timeout + 10, step=step)
-        upkeep = Upkeep(journal=journal, attacher=attacher, chain=chain, lanes=lanes, cluster=cluster, boot_id=boot_id)
+        measure = metrics.delegate if metrics else unmeasured
+        deadline = settings.delegate_timeout + 10
+        attacher = Attacher(chain, slots, devinfo_dir=devinfo_dir, deadline=deadline, step=step, measure=measure)
+        manager = make_manager(settings, journal)
+        policies = await make_policies(settings, journal, manager)
+        assignments = _assignments(settings, claims, manager, journal)
+        own = assignments if isinstance(assignments, PoolAssignments) else None
+        upkeep = Upkeep(
+            journal=journal,
+            attacher=attacher,
+            chain=chain,
+            lanes=lanes,
+            cluster=cluster,
+            boot_id=boot_id,
+            removed=own.removed if own else None,
+        )
         commands = Commands(
             settings=lambda: reloader.current,
             resolver=Resolver(
                 cluster=cluster,
-                assignments=_assignments(settings, claims),
+                assignments=assignments,
                 files=confdir.Files(),
                 sequential=lambda: reloader.current.attach_order == "sequential",
                 device_info_dir=settings.device_info_dir,
@@ -120,18 +145,32 @@ async def serve(path: Path, *, env: Mapping[str, str]) -> None:
             boot_id=boot_id,
             step=step,
         )
-        daemon = Daemon(commands, Hotplug(journal=journal, attacher=attacher, chain=chain, slots=slots, lanes=lanes))
+        hotplug = Hotplug(journal=journal, attacher=attacher, chain=chain, slots=slots, lanes=lanes)
+        daemon = Daemon(commands, hotplug, metrics)
         server = Server(Path(settings.socket_path), daemon, limit=settings.connection_limit or 256)
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signal, group.cancel_scope, server)
             await group.start(cluster.run)
+            if manager is not None:
+                await group.start(run_manager, manager)
             await _recover(group, upkeep)
+            if own is not None:
+                await own.collect()
+            if policies is not None:  # not before: what leftovers hold is held
+                await group.start(policies.run)
             await group.start(upkeep.run)
             await group.start(server.serve)
             await group.start(spool.run, commands.spooled)
             await group.start(reloader.run)
+            if metrics:
+                metrics.watch_queue(lambda: slots.waiting)
+                if manager is not None:
+                    metrics.watch_devices(manager.statistics)
+                await group.start(_serve_metrics, settings, metrics, journal)
             if settings.multus_config_file != "none":
                 await _keep_conf(group, reloader)
+            gc.collect()
+            gc.freeze()  # what stands now stays: the collector need not walk through it again and again
             daemon.not_ready = ""
             logger.info("multusd serves %s; state is in %s", settings.socket_path, directory)
     logger.info("multusd has stopped")
@@ -153,19 +192,50 @@ def configure_logs(settings: DaemonSettings) -> list[str]:
     )
 
 
-def _chain(settings: Callable[[], DaemonSettings]) -> Chain:
+def _chain(settings: Callable[[], DaemonSettings], journal: Journal, boot_id: str) -> Chain:
     runner = Runner(chroot=settings().chroot_dir, timeout=lambda: settings().delegate_timeout)
-    return Chain(runner, in_process={"passthru": passthru}, bin_dirs=lambda: (settings().bin_dir,))
+    sriov = Sriov(runner, journal.records, LinuxKernel(), boot_id=boot_id)
+    native = native_delegates(settings().native_delegates, runner, root=settings().chroot_dir)
+    return Chain(
+        runner,
+        in_process={"passthru": passthru, "sriov": sriov, **native},
+        bin_dirs=lambda: (settings().bin_dir,),
+    )
 
 
-def _assignments(settings: DaemonSettings, claims: "Claims | None") -> Assignments:
+def _assignments(
+    settings: DaemonSettings, claims: "Claims | None", manager: "Manager | None", journal: Journal
+) -> Assignments:
     """Devices come from the kubelet where there is one, as under an API server; a folder of YAML has none."""
     if settings.manifests:
-        return NoAssignments()
+        return PoolAssignments(manager, journal.all, grace=settings.add_timeout + 10) if manager else NoAssignments()
     return KubeletAssignments(Path(settings.kubelet_dir), claims)
 
 
-async def _cluster(settings: DaemonSettings, stack: AsyncExitStack) -> tuple[Cluster, "Claims | None"]:
+def _metrics(settings: DaemonSettings) -> "Metrics | None":
+    if not settings.metrics_port:
+        return None
+    from multus.metrics import Metrics
+
+    return Metrics()
+
+
+async def _serve_metrics(
+    settings: DaemonSettings,
+    metrics: "Metrics",
+    journal: Journal,
+    *,
+    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    from multus.metrics import listening, serve
+
+    async with listening(settings.metrics_bind, settings.metrics_port or 0) as listener:
+        await serve(metrics, listener, journal.all, task_status=task_status)
+
+
+async def _cluster(
+    settings: DaemonSettings, stack: AsyncExitStack, metrics: "Metrics | None" = None
+) -> tuple[Cluster, "Claims | None"]:
     """The cluster as configured; the libraries of one that is not used are not even imported."""
     if settings.manifests:
         from multus.kube.folder import FolderCluster
@@ -181,6 +251,8 @@ async def _cluster(settings: DaemonSettings, stack: AsyncExitStack) -> tuple[Clu
                 hint='set "nodeName" in the configuration, or MULTUS_NODE_NAME from spec.nodeName in the DaemonSet',
             )
         api = await stack.enter_async_context(Api.open(settings.kubeconfig))
+        if metrics:
+            api.observe = metrics.requested
         live = LiveCluster(api, settings.node_name)
         return live, live
     logger.warning("neither kubeconfig nor manifests is set: pods get the node's networks, and no others")

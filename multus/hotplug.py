@@ -10,7 +10,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from devices.linux import netns
+from multus.adding import look_into
 from multus.attach import Attacher
 from multus.cni.conf import NetworkConf, encode_conf, parse_conf, refuse_recursion, with_cni_args
 from multus.cni.errors import CNIError, Code
@@ -50,18 +50,13 @@ class Hotplug:
         if request.command is Command.STATUS:
             await self._chain.status(conf, request.path)
             return b""
+        if request.command is Command.ADD:
+            # The pod's DEL calls it off, as it does the pod's ADD: it has more to take down than to wait for.
+            async with self._lanes.adding(request.container_id):
+                return await self._plug(request, conf, attributes)
         async with self._lanes.holding(request.container_id):
-            sandbox = await self._sandbox(request)
-            item = next((each for each in sandbox.attachments if each.ifname == request.ifname), None)
+            sandbox, item = await self._find(request)
             match request.command:
-                case Command.ADD:
-                    if item is not None:
-                        raise CNIError(
-                            Code.INVALID_ENVIRONMENT,
-                            f"container {request.container_id} already has {request.ifname}: it is {item.network!r}",
-                            hint="unplug it first, or choose another interface name",
-                        )
-                    return await self._plug(sandbox, request, conf, attributes)
                 case Command.DEL:
                     with anyio.CancelScope(shield=True):
                         await self._unplug(sandbox, item, request)
@@ -75,12 +70,19 @@ class Hotplug:
                     raise CNIError(Code.INVALID_ENVIRONMENT, f"{request.command} is not for one interface")
         return b""
 
-    async def _sandbox(self, request: Request) -> Sandbox:
-        for sandbox in await self._journal.container(request.container_id):
-            if sandbox.state is State.ATTACHED:
-                return sandbox
+    async def _find(self, request: Request) -> tuple[Sandbox, Attachment | None]:
+        """The sandbox that has the interface, with its attachment, else the container's first."""
+        attached = [
+            each for each in await self._journal.container(request.container_id) if each.state is State.ATTACHED
+        ]
+        for sandbox in attached:
+            for item in sandbox.attachments:
+                if item.ifname == request.ifname:
+                    return sandbox, item
+        if attached:
+            return attached[0], None
         if request.command is Command.DEL:
-            return Sandbox(
+            unknown = Sandbox(
                 container_id=request.container_id,
                 ifname="",
                 state=State.DELETING,
@@ -91,17 +93,29 @@ class Hotplug:
                 pod_name="",
                 pod_uid="",
             )
+            return unknown, None
         raise CNIError(
             Code.UNKNOWN_CONTAINER,
             f"container {request.container_id} has no networks from this daemon",
             hint="a network can be plugged into a pod only after the pod's own ADD",
         )
 
-    async def _plug(
-        self, sandbox: Sandbox, request: Request, conf: NetworkConf, attributes: InterfaceAttributes
-    ) -> bytes:
+    async def _plug(self, request: Request, conf: NetworkConf, attributes: InterfaceAttributes) -> bytes:
+        sandbox, known = await self._find(request)
+        if known is not None:
+            raise CNIError(
+                Code.INVALID_ENVIRONMENT,
+                f"container {request.container_id} already has {request.ifname}: it is {known.network!r}",
+                hint="unplug it first, or choose another interface name",
+            )
         with from_devices():
-            names = await anyio.to_thread.run_sync(netns.interface_names, sandbox.netns)
+            identity, names = await anyio.to_thread.run_sync(look_into, sandbox.netns)
+        if identity is None or identity != (sandbox.netns_id or identity):
+            raise CNIError(
+                Code.UNKNOWN_CONTAINER,
+                f"container {request.container_id}: its network namespace {sandbox.netns} is gone",
+                hint="the pod has ended, or is about to",
+            )
         if request.ifname in names:
             raise CNIError(
                 Code.INVALID_ENVIRONMENT,

@@ -66,10 +66,13 @@ class TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z warning multus.server: ...`, UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record; line breaks of hostile content cannot forge another one."""
-        text = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
-        line = f"{_stamp(record)} {record.levelname.lower()} {record.name}: {text}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        """One record; hostile content can neither forge another one nor steer a terminal."""
+        line = f"{_stamp(record)} {record.levelname.lower()} {record.name}: {_harmless(record.getMessage())}"
+        if not record.exc_info:
+            return line
+        # Indented, for the message in a traceback may be hostile as well, and have several lines.
+        told = self.formatException(record.exc_info).split("\n")
+        return "\n    ".join((line, *map(_harmless, told)))
 
 
 class JSONFormatter(logging.Formatter):
@@ -81,11 +84,23 @@ class JSONFormatter(logging.Formatter):
             "time": _stamp(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _writable(record.getMessage()),
         }
         if record.exc_info:
-            body["exception"] = self.formatException(record.exc_info)
+            body["exception"] = _writable(self.formatException(record.exc_info))
         return msgspec.json.encode(body).decode()
+
+
+def _harmless(text: str) -> str:
+    """What does not print is written as an escape sequence of Python's: control characters, other line ends, halves."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _writable(text: str) -> str:
+    """Without halves of surrogate pairs, as names of files may have that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _stamp(record: logging.LogRecord) -> str:

@@ -5,6 +5,7 @@ first. What could not be asked (an API server that is away) is an error: asking 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
@@ -169,7 +170,7 @@ class Resolver:
             raise PodGoneError(str(error)) from error
 
     async def _devices(self, pod: Pod, wanted: Sequence[Wanted]) -> DeviceShare:
-        resources = {want.resource for want in wanted if want.resource}
+        resources = Counter(want.resource for want in wanted if want.resource)
         return DeviceShare(await self._assignments.devices(pod, resources) if resources else {})
 
     async def _first(self, pod: Pod, net: NetConf) -> Wanted:

@@ -1,5 +1,6 @@
 """What the node holds for one container: the records that the journal keeps and the async core works on."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -59,3 +60,10 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     def key(self) -> tuple[str, str]:
         """What the journal knows it by."""
         return self.container_id, self.ifname
+
+    def with_results(self, results: Mapping[int, bytes]) -> "Sandbox":
+        """The same with results by position; an attachment that has none here keeps what it had."""
+        attachments = tuple(
+            msgspec.structs.replace(item, result=results.get(item.position, item.result)) for item in self.attachments
+        )
+        return msgspec.structs.replace(self, attachments=attachments)

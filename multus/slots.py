@@ -1,6 +1,7 @@
 """Who may run now: a bounded number of delegates, DEL before ADD, and one operation a container at a time."""
 
 import heapq
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import IntEnum
@@ -98,7 +99,7 @@ class CalledOffError(MultusError):
 class _Lane:
     def __init__(self) -> None:
         self.lock = anyio.Lock()
-        self.adds: set[anyio.CancelScope] = set()
+        self.adds: dict[anyio.CancelScope, str] = {}  # each with the interface name that the runtime asked for
         self.users = 0
 
 
@@ -113,8 +114,10 @@ class Lanes:
         return container_id in self._lanes
 
     @asynccontextmanager
-    async def adding(self, container_id: str) -> AsyncIterator[None]:
-        """Hold the container's lane; the block is cancelled, running or waiting, when a DEL for the container arrives.
+    async def adding(self, container_id: str, ifname: str = "") -> AsyncIterator[None]:
+        """Hold the container's lane; the block is cancelled, running or waiting, when its DEL arrives.
+
+        That is one for the same `ifname`, or, when either names none, one for the container.
 
         The block's own cleanup runs inside the lane, so the DEL starts only after the ADD is undone.
 
@@ -122,22 +125,26 @@ class Lanes:
         """
         async with self._lane(container_id) as lane:
             with anyio.CancelScope() as scope:
-                lane.adds.add(scope)
+                lane.adds[scope] = ifname
                 try:
                     async with lane.lock:
                         yield
                 finally:
-                    lane.adds.discard(scope)
+                    del lane.adds[scope]
             if scope.cancelled_caught:
                 raise CalledOffError(f"container {container_id}: a DEL called this ADD off")
 
     @asynccontextmanager
-    async def holding(self, container_id: str, *, calling_off: bool = False) -> AsyncIterator[None]:
-        """Hold the container's lane for anything but an ADD; `calling_off` cancels every ADD under way."""
+    async def holding(self, container_id: str, ifname: str = "", *, calling_off: bool = False) -> AsyncIterator[None]:
+        """Hold the container's lane for anything but an ADD; `calling_off` cancels the ADDs for `ifname`, "" for all.
+
+        Two runtimes, or one with two networks, know a container by an interface name each: an ADD is its own DEL's.
+        """
         async with self._lane(container_id) as lane:
             if calling_off:
-                for scope in lane.adds:
-                    scope.cancel()
+                for scope, theirs in lane.adds.items():
+                    if ifname == theirs or not (ifname and theirs):
+                        scope.cancel()
             async with lane.lock:
                 yield
 
@@ -151,3 +158,25 @@ class Lanes:
             lane.users -= 1
             if lane.users == 0:
                 self._lanes.pop(container_id, None)
+
+
+class Gone:
+    """The last containers, by interface name, of which nothing is left: runtimes repeat DELs, up to five times seen."""
+
+    _ROOM = 4096
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._keys
+
+    def add(self, key: tuple[str, str]) -> None:
+        """Its DELs that follow have nothing to look for."""
+        self._keys[key] = None
+        while len(self._keys) > self._ROOM:
+            self._keys.popitem(last=False)
+
+    def discard(self, key: tuple[str, str]) -> None:
+        """It is about to have something again."""
+        self._keys.pop(key, None)

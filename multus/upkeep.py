@@ -1,7 +1,7 @@
 """What keeps the node's promises without being asked: recovery at start, retries of what failed, garbage collection."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
 from anyio.abc import TaskStatus
@@ -22,10 +22,21 @@ _RETRY_FIRST, _RETRY_LAST = 1.0, 300.0  # seconds between tries to do what could
 
 
 class Upkeep:
-    """Works on the journal; shares the lanes with the commands, so the two never touch a container at once."""
+    """Works on the journal; shares the lanes with the commands, so the two never touch a container at once.
+
+    `removed` is told of each sandbox of which nothing is left.
+    """
 
     def __init__(
-        self, *, journal: Journal, attacher: Attacher, chain: Chain, lanes: Lanes, cluster: Cluster, boot_id: str
+        self,
+        *,
+        journal: Journal,
+        attacher: Attacher,
+        chain: Chain,
+        lanes: Lanes,
+        cluster: Cluster,
+        boot_id: str,
+        removed: Callable[[Sandbox], Awaitable[None]] | None = None,
     ) -> None:
         self._journal = journal
         self._attacher = attacher
@@ -33,6 +44,7 @@ class Upkeep:
         self._lanes = lanes
         self._cluster = cluster
         self._boot_id = boot_id
+        self._removed = removed
         self._wake = anyio.Event()
 
     def wake(self) -> None:
@@ -56,6 +68,8 @@ class Upkeep:
             self.wake()
             raise
         await self._journal.forget(sandbox.key)
+        if self._removed is not None:
+            await self._removed(sandbox)
 
     async def recover(self) -> None:
         """Undo what a crash or a reboot left: half-done ADDs, DELs that did not end, sandboxes of another boot.
@@ -86,6 +100,14 @@ class Upkeep:
             pause = min(pause * 2, _RETRY_LAST) if left else _RETRY_LAST
 
     async def _retry(self) -> bool:
+        """Whether anything is left to be tried again. A journal that fails is no reason to stop serving DELs."""
+        try:
+            return await self._retry_all()
+        except JournalError as error:
+            logger.error("what is left cannot be tried again now: %s", error)
+            return True
+
+    async def _retry_all(self) -> bool:
         left = False
         for sandbox in await self._journal.all():
             if self._lanes.busy(sandbox.container_id):
@@ -98,13 +120,13 @@ class Upkeep:
 
     async def _try_remove(self, sandbox: Sandbox) -> bool:
         async with self._lanes.holding(sandbox.container_id):
-            fresh = await self._journal.get(sandbox.key)
-            if fresh is None or fresh.created != sandbox.created:
-                return True
             try:
+                fresh = await self._journal.get(sandbox.key)
+                if fresh is None or fresh.created != sandbox.created:
+                    return True
                 await self.remove(fresh)
             except MultusError as error:
-                logger.warning("sandbox %s of pod %s is not gone yet: %s", fresh.container_id, _pod(fresh), error)
+                logger.warning("sandbox %s of pod %s is not gone yet: %s", sandbox.container_id, _pod(sandbox), error)
                 return False
         logger.info("sandbox %s of pod %s is gone", sandbox.container_id, _pod(sandbox))
         return True
@@ -128,10 +150,9 @@ class Upkeep:
             async with self._lanes.holding(sandbox.container_id):
                 try:
                     await self._attacher.take_down(sandbox, only=[position])
-                except TakeDownError as error:
+                    await self._journal.unplugged(sandbox.key, position)
+                except MultusError as error:
                     logger.warning("half-plugged network of %s is not gone yet: %s", _pod(sandbox), error)
-                    continue
-                await self._journal.unplugged(sandbox.key, position)
 
     async def collect(
         self, valid: Iterable[ValidAttachment], default: NetworkConf, legacy: Sequence[Sandbox], path: tuple[str, ...]

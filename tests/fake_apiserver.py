@@ -106,12 +106,7 @@ class FakeApiServer:
         """Serve on a loopback port, or on a socket that is bound already, for the length of the block."""
         self._stopping = asyncio.Event()
         app = web.Application(middlewares=[self._misbehave], client_max_size=8 << 20)
-        for kind, path in _LISTS.items():
-            app.router.add_get(path, self._handler(self._list, kind))
-        for kind, path in _OBJECTS.items():
-            app.router.add_get(path, self._handler(self._get, kind))
-        app.router.add_patch(f"{_OBJECTS['pods']}/status", self._handler(self._patch, "pods"))
-        app.router.add_post("/api/v1/namespaces/{namespace}/events", self._handler(self._event, "events"))
+        self.route(app.router)
         runner = web.AppRunner(app, shutdown_timeout=0.2, handler_cancellation=True)
         await runner.setup()
         try:
@@ -126,6 +121,15 @@ class FakeApiServer:
             self._stopping.set()
             self.end_watches()
             await runner.cleanup()
+
+    def route(self, router: web.UrlDispatcher) -> None:
+        """What is answered, and by what."""
+        for kind, path in _LISTS.items():
+            router.add_get(path, self._handler(self._list, kind))
+        for kind, path in _OBJECTS.items():
+            router.add_get(path, self._handler(self._get, kind))
+        router.add_patch(f"{_OBJECTS['pods']}/status", self._handler(self._patch, "pods"))
+        router.add_post("/api/v1/namespaces/{namespace}/events", self._handler(self._event, "events"))
 
     # what a test does
 
@@ -243,7 +247,7 @@ class FakeApiServer:
     @web.middleware
     async def _misbehave(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        body = await request.json() if request.can_read_body else None
+        body = await request.json() if request.can_read_body and "json" in request.content_type else None
         seen = Seen(request.method, request.path, dict(request.query), token, body)
         self.seen.append(seen)
         for fault in self.faults:

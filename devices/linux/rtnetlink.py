@@ -15,10 +15,13 @@ from typing import Final, NamedTuple
 
 from devices.errors import KernelError
 
-NEWLINK, GETLINK = 16, 18
+NEWLINK, GETLINK, SETLINK = 16, 18, 19
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+NEWLINKPROP, DELLINKPROP = 108, 109
 CREATE, EXCLUSIVE, APPEND = 0x400, 0x200, 0x800
+NESTED: Final = 0x8000
+"""Goes with the type of an attribute that is a list of others."""
 IFNAME: Final = 3
 
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
@@ -107,6 +110,21 @@ def change(connection: socket.socket, kind: int, flags: int, body: bytes, what: 
         raise KernelError(what, error.code, error.reason) from None
 
 
+def ask(connection: socket.socket, kind: int, body: bytes, size: int, what: str) -> list[Message]:
+    """The answers to one question that is no dump. `body` is its fixed part and attributes; `what` names it in errors.
+
+    :raises KernelError: the kernel refused, such as ENODEV for an interface that is not there.
+    """
+    try:
+        return [
+            Message(answer, payload[:size], attributes(payload[size:]))
+            for answer, _, payload in _exchange(connection, kind, _ACK, body)
+            if answer not in (_ERROR, _DONE)
+        ]
+    except KernelError as error:
+        raise KernelError(what, error.code, error.reason) from None
+
+
 def links(connection: socket.socket) -> list[Message]:
     """All interfaces of the socket's namespace, each with its struct ifinfomsg.
 
@@ -127,15 +145,18 @@ def number(data: bytes) -> int:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Attributes by type; of a type that is there twice the last."""
-    found: dict[int, bytes] = {}
+    return dict(every(data))
+
+
+def every(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """All attributes in their order, as in a list where each has the same type."""
     position, end = 0, len(data)
     while position + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, position)
         if length < 4 or position + length > end:
             break
-        found[kind & _TYPE_MASK] = data[position + 4 : position + length]
+        yield kind & _TYPE_MASK, data[position + 4 : position + length]
         position += (length + 3) & ~3
-    return found
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -163,6 +184,14 @@ def _exchange(connection: socket.socket, kind: int, flags: int, body: bytes) -> 
                     return
     except OSError as error:
         raise _failed("netlink", error) from None
+
+
+def events(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """What a socket that is in groups received: the kind of each message, and its fixed part with attributes.
+
+    :raises KernelError: it is cut short.
+    """
+    return ((kind, payload) for kind, _, _, payload in _messages(data))
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

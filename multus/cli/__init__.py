@@ -7,10 +7,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from multus.cli import attach, attachments, demo, explain, install, ready, validate
+from multus.cli import attach, attachments, demo, devices, doctor, dpdk, explain, install, ready, validate, vf
 from multus.errors import MultusError
 
-_COMMANDS = (demo, attach, explain, validate, attachments, ready, install)
+_COMMANDS = (demo, attach, explain, validate, attachments, devices, vf, dpdk, doctor, ready, install)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

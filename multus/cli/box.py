@@ -81,6 +81,8 @@ class Sandbox:
 class Box:
     """The node. `settings` go over the daemon's; `env` is added to its environment."""
 
+    probe = b"GET /readyz HTTP/1.1\r\nHost: box\r\n\r\n"
+
     def __init__(
         self,
         directory: Path,
@@ -112,7 +114,8 @@ class Box:
     def __enter__(self) -> Self:
         for path in (self.manifests, self.conf_dir, self.autoconf_dir, self.state, self.ipam, self.socket_dir):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self.autoconf_dir / "10-cluster-net.conflist").write_text(json.dumps(self._default))
+        suffix = "conflist" if "plugins" in self._default else "conf"
+        (self.autoconf_dir / f"10-cluster-net.{suffix}").write_text(json.dumps(self._default))
         self.configure()
         IPAM_DIR.mkdir(parents=True, exist_ok=True)
         self._holder = _hold(["--net", "--mount"])
@@ -268,10 +271,14 @@ class Box:
         path = self.manifests / "status" / f"{namespace}_{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def leftovers(self) -> list[str]:
-        """What is on the node and should not be when no pod is attached: interfaces, addresses, files, rows."""
+    def recorded(self) -> list[str]:
+        """What the daemon still holds as attached."""
         from multus.journal import read_journal
 
+        return [f"journal {each.container_id} ({each.state})" for each in read_journal(self.state / "journal.db")]
+
+    def leftovers(self) -> list[str]:
+        """What is on the node and should not be when no pod is attached: interfaces, addresses, files, rows."""
         found = []
         for link in json.loads(self.host("ip", "-j", "link")):
             if link["ifname"] not in ("lo", "eth0", "wire0", "cni0"):
@@ -279,7 +286,7 @@ class Box:
         for path in sorted(self.ipam.rglob("*")):
             if path.is_file() and not path.name.startswith("last_reserved_ip") and path.name != "lock":
                 found.append(f"address {path.relative_to(self.ipam)}")
-        found += [f"journal {each.container_id} ({each.state})" for each in read_journal(self.state / "journal.db")]
+        found += self.recorded()
         for directory in (self.state / "results", self.state / "spool", self.directory / "devinfo" / "cni"):
             found += [f"file {path.name}" for path in directory.rglob("*") if path.is_file()]
         return found
@@ -304,7 +311,7 @@ class Box:
             client.settimeout(5)
             try:
                 client.connect(str(self.socket_dir / "multus.sock"))
-                client.sendall(b"GET /readyz HTTP/1.1\r\nHost: box\r\n\r\n")
+                client.sendall(self.probe)
                 return b" 200 " in client.recv(64)
             except OSError:
                 return False

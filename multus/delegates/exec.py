@@ -71,7 +71,8 @@ async def execute(
     try:
         with anyio.move_on_at(deadline):
             async with anyio.create_task_group() as group:
-                group.start_soon(running.feed)
+                if running.hungry:
+                    group.start_soon(running.feed)
                 group.start_soon(running.read, running.stdout, keep)
                 group.start_soon(running.read, running.stderr, keep_end)
                 await running.wait()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import ClassVar, Final, TypeVar
 
 import anyio
@@ -75,6 +76,11 @@ class Running:
             self._pending = memoryview(b"")
         self._stdin.close()
 
+    @property
+    def hungry(self) -> bool:
+        """Whether there is more for its stdin than the pipe took at once; a conf seldom is."""
+        return bool(self._pending)
+
     async def feed(self) -> None:
         """Hand over what the pipe did not take at once."""
         while self._pending:
@@ -98,11 +104,11 @@ class Running:
         if self._pidfd >= 0:
             await anyio.wait_readable(self._pidfd)
             return
-        while not self._has_ended():  # noqa: ASYNC110 (there is nothing else to wait on)
+        while self._ended() is None:  # noqa: ASYNC110 (there is nothing else to wait on)
             await anyio.sleep(_POLL)
 
-    def _has_ended(self) -> bool:
-        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    def _ended(self) -> os.waitid_result | None:
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
     async def end(self) -> None:
         """SIGTERM, then SIGKILL for whoever is left of the group; its id is not used again before `close` reaps."""
@@ -120,17 +126,44 @@ class Running:
             logger.warning("process group %d: %s: %s", self._process.pid, number.name, error)
 
     def close(self) -> int:
-        """Reap, and give every descriptor back; the status."""
-        status = self._process.poll()
+        """Give every descriptor back, and leave the reaping to another thread; the status."""
+        ended = self._ended()
         for pipe in (self._stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
         if self._pidfd >= 0:
             os.close(self._pidfd)
-        if status is None:  # subprocess reaps it when it starts another
+        _reaper.take(self._process)
+        if ended is None:
             logger.error("process %d does not end although it was killed", self._process.pid)
             return -signal.SIGKILL
-        return status
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+class _Reaper:
+    """Reaps in a thread of its own.
+
+    With a process, the kernel throws away what it knew of it under /proc, and lets others run meanwhile: on a busy
+    machine that takes up to 30 ms, which the loop must not spend there.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def take(self, process: subprocess.Popen[bytes]) -> None:
+        """Reap it as soon as it has ended."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+            self._thread.start()
+        self._queue.put(process)
+
+    def _run(self) -> None:
+        while True:
+            self._queue.get().poll()
+
+
+_reaper: Final = _Reaper()
 
 
 async def start(
@@ -144,7 +177,7 @@ async def start(
     :raises StartError: it was not found, or the kernel refused it.
     """
     spawn = partial(_spawn, name, search, env, data)
-    attempt = partial(_in_root, root, spawn) if root else spawn
+    attempt = partial(in_root, root, spawn) if root else spawn
     for pause in _BUSY_PAUSES:
         try:
             return await anyio.to_thread.run_sync(attempt)
@@ -187,7 +220,7 @@ def _find(name: str, search: Sequence[str]) -> str:
     raise StartError("", errno.ENOENT, "not found")
 
 
-def _in_root(root: str, task: Callable[[], T]) -> T:
+def in_root(root: str, task: Callable[[], T]) -> T:
     """Call `task` in a new thread whose root directory is `root`."""
     outcome: Future[T] = Future()
 

@@ -4,7 +4,6 @@ kubernetes_asyncio does the reading. It is heavy, so it is imported in here and 
 """
 
 import asyncio
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from multus.files import FileError, read_small
 from multus.kube.errors import RefusedError
+from multus.kube.library import load
 
 _MAX_KUBECONFIG = 1 << 20
 _EXEC_TIMEOUT = 30.0  # seconds for a credential plugin or an identity provider
@@ -50,7 +50,7 @@ def fingerprint(files: tuple[str, ...]) -> Fingerprint:
 
 def drop_temporary_files() -> None:
     """Remove the keys and certificates that the library took out of a kubeconfig into files, once they are loaded."""
-    _library("config.kube_config")._cleanup_temp_files()
+    load("config.kube_config")._cleanup_temp_files()
 
 
 def _look(path: str) -> tuple[str, int, int, int]:
@@ -71,7 +71,7 @@ def _from_kubeconfig(path: Path) -> Credentials:
         others = tuple(sorted(set(_references(content, path.parent))))
         seen += fingerprint(others)
         configuration = _new_configuration()
-        loader = _library("config.kube_config").KubeConfigLoader(config_dict=content, config_base_path=str(path.parent))
+        loader = load("config.kube_config").KubeConfigLoader(config_dict=content, config_base_path=str(path.parent))
         asyncio.run(asyncio.wait_for(loader.load_and_set(configuration), _EXEC_TIMEOUT))
     except (RefusedError, FileError) as error:
         raise RefusedError(error.message, hint=error.hint or hint) from None
@@ -98,7 +98,7 @@ def _in_cluster(directory: Path) -> Credentials:
     seen = fingerprint(files)
     configuration = _new_configuration()
     try:
-        _library("config.incluster_config").load_incluster_config(
+        load("config.incluster_config").load_incluster_config(
             client_configuration=configuration,
             try_refresh_token=False,  # ours notices a rotated token by itself
             token_filename=token,
@@ -113,13 +113,9 @@ def _in_cluster(directory: Path) -> Credentials:
     return Credentials(configuration=configuration, files=files, fingerprint=seen)
 
 
-def _library(module: str) -> Any:
-    return importlib.import_module(f"kubernetes_asyncio.{module}")
-
-
 def _new_configuration() -> Any:
     # Calling the class would hand out a copy of a process-wide default.
-    configuration = type.__call__(_library("client.configuration").Configuration)
+    configuration = type.__call__(load("client.configuration").Configuration)
     # Python 3.13 turns on a strictness that authorities made by older kubeadm do not pass; Go has none.
     configuration.disable_strict_ssl_verification = True
     return configuration

@@ -62,6 +62,15 @@ def parse_manifests(data: bytes, *, where: str, json: bool = False) -> Manifests
     return Manifests(pods=tuple(pods), nads=tuple(nads), warnings=tuple(warnings), others=others)
 
 
+def read_objects(data: bytes, *, where: str, json: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects of any kind in documents and lists, and what was left out of them and why.
+
+    :raises ManifestError: not YAML (or JSON), or larger than is taken.
+    """
+    warnings: list[str] = []
+    return list(_objects(_documents(data, where, json), where, warnings)), warnings
+
+
 def made_up_uid(namespace: str, name: str) -> str:
     """The uid of a pod whose manifest has none: always the same for one name."""
     return str(uuid.uuid5(_MADE_UP, f"{namespace}/{name}"))

@@ -2,6 +2,7 @@
 
 from multus.settings.daemon import (
     DEFAULT_CNI_DIR,
+    DEFAULT_CONFIG,
     DEFAULT_SOCKET_DIR,
     Changes,
     DaemonSettings,
@@ -16,6 +17,7 @@ from multus.settings.netconf import LogOptions, NetConf
 
 __all__ = [
     "DEFAULT_CNI_DIR",
+    "DEFAULT_CONFIG",
     "DEFAULT_SOCKET_DIR",
     "Changes",
     "DaemonSettings",

@@ -171,6 +171,12 @@ def texts(value: bytes, where: str) -> tuple[str, ...]:
     return tuple(_typed(value, list[str], where, "a list of strings"))
 
 
+def strings(value: bytes, where: str) -> dict[str, str]:
+    """An object of strings."""
+    hint = 'write values in quotes: {"key": "true"}'
+    return dict(_typed(value, dict[str, str], where, "an object of strings", hint=hint))
+
+
 def csv(value: bytes, where: str) -> tuple[str, ...]:
     """One string of comma-separated names, each trimmed."""
     hint = 'one string, names separated by commas: "a,b"'

@@ -36,7 +36,7 @@ def _sandbox(pod: Any, *results: Result | None, device_id: str = "") -> Sandbox:
                 position=position,
                 network=f"network-{names[position]}",
                 ifname=names[position],
-                conf=b"{}",
+                conf=b'{"name":"n","type":"x"}',
                 device_id=device_id,
                 result=encode_result(result, "1.1.0") if result is not None else None,
             )

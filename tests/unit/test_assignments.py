@@ -11,11 +11,16 @@ import anyio
 import pytest
 from grpclib.const import Status
 
-from multus.assignments import AssignmentError, KubeletAssignments, NoAssignments
+from devices.errors import DeviceError
+from devices.giving import PoolError
+from devices.ledger import Allocation
+from multus.assignments import AssignmentError, KubeletAssignments, NoAssignments, PoolAssignments
 from multus.dra import ClaimError
+from multus.errors import MultusError, NodeError
 from multus.kube.claims import AllocatedDevice, Claim, Slice, SliceDevice
 from multus.kube.cluster import ClusterError, NotFoundError
 from multus.kube.objects import ClaimUse, ExtendedClaim, Pod, PodClaim, RequestMapping
+from multus.sandbox import Sandbox, State
 from tests.fake_kubelet import FakeKubelet, Get
 
 pytestmark = pytest.mark.anyio
@@ -69,7 +74,7 @@ def offered(*devices: tuple[str, str, str], pool: str = "node-1", generation: in
 
 
 async def test_without_a_kubelet() -> None:
-    assert await NoAssignments().devices(POD, {VF}) == {}
+    assert await NoAssignments().devices(POD, [VF]) == {}
 
 
 async def test_from_pod_resources(tmp_path: Path) -> None:
@@ -317,6 +322,150 @@ async def test_extended_claim_without_an_allocation(tmp_path: Path) -> None:
     async with FakeKubelet(tmp_path):
         with pytest.raises(ClaimError, match="has no device allocation"):
             await KubeletAssignments(tmp_path, claims).devices(extended(("a", VF, "r0")), [VF])
+
+
+# pools of our own
+
+
+class FakePools:
+    """One pool of so many devices."""
+
+    def __init__(self, size: int) -> None:
+        self.free = [f"d{number}" for number in range(size)]
+        self.held: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.broken = False
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        return [Allocation(owner=owner, resource=res, devices=ids) for (owner, res), ids in self.held.items()]
+
+    async def allocate(self, resource: str, count: int, *, owner: str) -> tuple[str, ...]:
+        if resource != VF:
+            raise DeviceError(f"no pool {resource}")
+        had = self.held.get((owner, resource), ())
+        if len(self.free) + len(had) < count:
+            raise PoolError(f"{owner} needs {count} devices", retry=True)
+        while len(had) < count:
+            had = (self.free.pop(), *had)
+        self.held[owner, resource] = had
+        return had
+
+    async def release(self, owner: str) -> tuple[str, ...]:
+        if self.broken:
+            raise DeviceError("the disk is full")
+        found = [key for key in self.held if key[0] == owner]
+        for key in found:
+            self.free += self.held.pop(key)
+        return ()
+
+
+class Own:
+    """Assignments from pools, the sandboxes there are, and a clock."""
+
+    def __init__(self, size: int) -> None:
+        self.pools = FakePools(size)
+        self.sandboxes: list[Sandbox] = []
+        self.now = 1000.0
+        self.assignments = PoolAssignments(self.pools, self.attached, grace=100.0, clock=lambda: self.now)
+
+    async def attached(self) -> Sequence[Sandbox]:
+        return self.sandboxes
+
+    def attach(self, name: str, *, created: float = 0.0) -> Sandbox:
+        made = Sandbox(
+            container_id=f"c{len(self.sandboxes)}",
+            ifname="eth0",
+            state=State.ATTACHED,
+            netns="",
+            netns_id="",
+            boot_id="",
+            pod_namespace="ns",
+            pod_name=name,
+            pod_uid="",
+            created=created or self.now,
+        )
+        self.sandboxes.append(made)
+        return made
+
+    async def detach(self, sandbox: Sandbox) -> None:
+        self.sandboxes.remove(sandbox)
+        await self.assignments.removed(sandbox)
+
+    async def ask(self, name: str, count: int = 1) -> list[str]:
+        found = await self.assignments.devices(Pod(namespace="ns", name=name, containers=("a", "b")), {VF: count})
+        ((holder, ids),) = found[VF]
+        assert holder == "a"
+        return list(ids)
+
+
+async def test_devices_of_our_own_pools() -> None:
+    own = Own(3)
+    assert await own.ask("one", 2) == ["d1", "d2"]
+    assert await own.ask("one", 2) == ["d1", "d2"]  # the runtime tries again
+    sandbox = own.attach("one")
+    assert await own.ask("two") == ["d0"]
+    await own.detach(sandbox)
+    assert len(await own.ask("three", 2)) == 2
+
+
+async def test_a_pool_that_is_empty() -> None:
+    own = Own(1)
+    await own.ask("one")
+    own.attach("one")
+    own.now += 1000
+    with pytest.raises(NodeError, match="pod ns/two needs 1 devices") as caught:
+        await own.ask("two")
+    assert caught.value.retry
+    with pytest.raises(MultusError, match="no pool gpu"):
+        await own.assignments.devices(POD, {"gpu": 1})
+
+
+async def test_what_was_given_for_nothing_is_taken_back_when_it_is_needed() -> None:
+    """An ADD that was refused after it had its devices: they wait for its next try, but not for ever."""
+    own = Own(1)
+    await own.ask("one")
+    own.now += 50
+    with pytest.raises(NodeError):
+        await own.ask("two")
+    own.now += 60
+    assert await own.ask("two") == ["d0"]
+
+
+async def test_a_late_delete_takes_nothing_from_the_next_sandbox() -> None:
+    own = Own(2)
+    await own.ask("pod")
+    first = own.attach("pod")
+    own.now += 10
+    assert await own.ask("pod") == ["d1"]  # the sandbox is made anew: the ADD comes before the DEL of the old one
+    await own.detach(first)
+    assert await own.ask("other") == ["d0"]
+    second = own.attach("pod")
+    third = own.attach("pod")
+    await own.detach(second)
+    assert own.pools.held["pod ns/pod", VF] == ("d1",)  # one is left
+    await own.detach(third)
+    assert ("pod ns/pod", VF) not in own.pools.held
+
+
+async def test_what_people_took_by_hand_is_theirs() -> None:
+    own = Own(2)
+    await own.pools.allocate(VF, 1, owner="by hand")
+    await own.ask("gone")
+    own.now += 1000
+    await own.assignments.collect()
+    assert [each.owner for each in own.pools.allocations] == ["by hand"]
+
+
+async def test_a_delete_does_not_fail_for_what_cannot_be_taken_back(caplog: pytest.LogCaptureFixture) -> None:
+    own = Own(1)
+    await own.ask("pod")
+    sandbox = own.attach("pod")
+    own.pools.broken = True
+    await own.detach(sandbox)
+    assert "taken back later: the disk is full" in caplog.text
+    own.pools.broken = False
+    own.now += 1000
+    assert await own.ask("next") == ["d0"]
 
 
 def test_grpc_is_imported_only_when_a_kubelet_is_asked() -> None:

@@ -1,17 +1,22 @@
 """What the commands answer a runtime: in its own version, whatever the daemon's settings say."""
 
 import json
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import anyio
+import msgspec
 import pytest
 
 from multus.cni.errors import CNIError, Code
+from multus.cni.request import ValidAttachment
 from multus.cni.result import IP, SUPPORTED, Result, Route, encode_result
 from multus.commands import Commands
 from multus.resolve import PodGoneError
 from multus.sandbox import Sandbox, State
-from multus.settings import parse_daemon
+from multus.settings import SettingsError, parse_daemon
 from multus.slots import Lanes
 
 pytestmark = pytest.mark.anyio
@@ -24,6 +29,19 @@ ENV = {
     "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=gone",
     "MULTUS_NONCE": "once",
 }
+ATTACHED = Sandbox(
+    container_id="c1",
+    ifname="eth0",
+    state=State.ATTACHED,
+    netns="/run/netns/none",
+    netns_id="1:2",
+    boot_id="b",
+    pod_namespace="ns",
+    pod_name="n",
+    pod_uid="u",
+    nonce="once",
+    result=encode_result(RESULT, "1.1.0"),
+)
 
 
 class World:
@@ -31,10 +49,23 @@ class World:
 
     def __init__(self, attached: Sandbox | None = None) -> None:
         self.attached = attached
+        self.others: list[Sandbox] = []
         self.asked: list[str] = []
 
     async def get(self, key: tuple[str, str]) -> Sandbox | None:
         return self.attached
+
+    async def container(self, container_id: str) -> list[Sandbox]:
+        return self.others
+
+    async def remove(self, sandbox: Sandbox) -> None:
+        self.asked.append(f"remove {sandbox.container_id}")
+
+    async def all(self) -> list[Sandbox]:
+        return [self.attached] if self.attached else []
+
+    async def collect(self, valid: Iterable[ValidAttachment], *rest: object) -> None:
+        self.asked.append(f"collect all but {[(item.container_id, item.ifname) for item in valid]}")
 
     async def plan(self, request: object, net: object) -> Any:
         self.asked.append("plan")
@@ -93,20 +124,7 @@ async def test_a_gone_pod_s_answer_is_in_the_runtime_s_version(tmp_path: Path, v
 
 @pytest.mark.parametrize("version", ["", *SUPPORTED])
 async def test_a_repeated_answer_is_in_the_runtime_s_version(tmp_path: Path, version: str) -> None:
-    attached = Sandbox(
-        container_id="c1",
-        ifname="eth0",
-        state=State.ATTACHED,
-        netns="/run/netns/none",
-        netns_id="1:2",
-        boot_id="b",
-        pod_namespace="ns",
-        pod_name="n",
-        pod_uid="u",
-        nonce="once",
-        result=encode_result(RESULT, "1.1.0"),
-    )
-    assert await call(World(attached), tmp_path, "ADD", version) == encode_result(RESULT, version)
+    assert await call(World(ATTACHED), tmp_path, "ADD", version) == encode_result(RESULT, version)
 
 
 @pytest.mark.parametrize("command", ["ADD", "CHECK", "STATUS", "GC"])
@@ -157,6 +175,56 @@ async def test_a_status_is_asked_in_versions_that_have_it(
     world = World()
     assert await call(world, tmp_path, "STATUS", version, over) == b""
     assert world.asked == asked
+
+
+async def test_a_status_says_at_once_that_the_default_network_is_not_ready(tmp_path: Path) -> None:
+    """Runtimes repeat it every few seconds: to wait for the file, as upstream does, keeps ever more of them."""
+    world = World()
+    conf = json.dumps({"name": "n", "cniVersion": "1.1.0", "readinessindicatorfile": str(tmp_path / "ready")}).encode()
+    made = commands(world, '{"multusConfigFile":"none"}', tmp_path)
+    with pytest.raises(CNIError, match="ready") as caught, anyio.fail_after(10):
+        await made.cni({**ENV, "CNI_COMMAND": "STATUS"}, conf)
+    assert caught.value.code == Code.NOT_AVAILABLE
+    assert world.asked == []
+    (tmp_path / "ready").touch()
+    assert await made.cni({**ENV, "CNI_COMMAND": "STATUS"}, conf) == b""
+    assert world.asked == ["status of the default network"]
+
+
+@pytest.mark.parametrize(("age", "spared"), [(-60.0, [("c1", "eth0")]), (60.0, [])])
+async def test_gc_spares_what_was_attached_after_the_runtime_s_list(
+    tmp_path: Path, age: float, spared: list[tuple[str, str]]
+) -> None:
+    """The GC may have waited: its list does not have what the runtime, or another one, has added since."""
+    attached = msgspec.structs.replace(ATTACHED, created=time.time() - age)
+    world = World(attached)
+    conf = json.dumps({"name": "n", "cniVersion": "1.1.0", "cni.dev/valid-attachments": []}).encode()
+    await commands(world, "{}", tmp_path).cni({**ENV, "CNI_COMMAND": "GC"}, conf)
+    assert world.asked == [f"collect all but {spared}"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_del_needs_no_usable_conf_for_what_the_journal_knows(tmp_path: Path, known: bool) -> None:
+    """The operator has broken it meanwhile, and a runtime repeats a DEL that fails for ever."""
+    world = World(ATTACHED if known else None)
+    made = commands(world, '{"clusterNetwork":""}', tmp_path)
+    env = {**ENV, "CNI_COMMAND": "DEL"}
+    if not known:
+        with pytest.raises(SettingsError, match="clusterNetwork"):
+            await made.cni(env, b'{"name":"n"}')
+        return
+    assert await made.cni(env, b'{"name":"n"}') == b""
+    world.attached = None
+    assert await made.cni(env, b'{"name":"n"}') == b""  # runtimes repeat it
+    assert world.asked == ["remove c1"]
+
+
+async def test_a_container_that_is_known_by_another_interface_name_is_not_made_up(tmp_path: Path) -> None:
+    """What its pod's annotation says is on the other one, and its addresses are in use."""
+    world = World()
+    world.others = [ATTACHED]
+    assert await call(world, tmp_path, "DEL", "1.0.0") == b""
+    assert world.asked == []
 
 
 async def test_version_tells_all_that_are_known(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from multus.slots import CalledOffError, Lanes, Priority, Slots
+from multus.slots import CalledOffError, Gone, Lanes, Priority, Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -146,3 +146,41 @@ async def test_containers_do_not_wait_for_each_other() -> None:
             async with lanes.holding("c2"):
                 assert lanes.busy("c1")
                 assert lanes.busy("c2")
+
+
+@pytest.mark.parametrize(
+    ("adding", "deleting", "called_off"),
+    [("eth0", "eth0", True), ("eth0", "eth1", False), ("eth0", "", True), ("", "eth1", True)],
+)
+async def test_a_del_calls_off_the_adds_of_its_interface_name(adding: str, deleting: str, called_off: bool) -> None:
+    lanes = Lanes()
+    begun = anyio.Event()
+    ends: list[str] = []
+
+    async def add() -> None:
+        try:
+            async with lanes.adding("c1", adding):
+                begun.set()
+                await anyio.sleep(0.05 if not called_off else 3600)
+                ends.append("added")
+        except CalledOffError:
+            ends.append("called off")
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(add)
+            await begun.wait()
+            async with lanes.holding("c1", deleting, calling_off=True):
+                ends.append("deleted")
+    assert ends == (["called off", "deleted"] if called_off else ["added", "deleted"])
+
+
+def test_what_is_gone_is_remembered_within_bounds() -> None:
+    gone = Gone()
+    for number in range(5000):
+        gone.add((f"c{number}", "eth0"))
+    assert ("c0", "eth0") not in gone
+    assert ("c4999", "eth0") in gone
+    gone.discard(("c4999", "eth0"))
+    gone.discard(("c4999", "eth0"))
+    assert ("c4999", "eth0") not in gone

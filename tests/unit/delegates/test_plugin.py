@@ -56,7 +56,7 @@ async def _until(condition: Callable[[], object]) -> None:
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -89,6 +89,7 @@ async def test_it_gets_the_environment_and_the_conf_and_nothing_else(noops: "Noo
         "CNI_ARGS": "IgnoreUnknown=true;K8S_POD_NAME=p",
         "CNI_PATH": noop.directory,
         "PATH": STANDARD_PATH,
+        "GOMAXPROCS": "1",
     }
     assert call["stdin"].encode() == CONF
     assert call["cwd"] == "/"
@@ -208,7 +209,7 @@ async def test_a_cancelled_call_leaves_no_process_behind(
         await _until(lambda: any(ready in call for call in noop.calls()))
         group.cancel_scope.cancel()
     (call,) = noop.calls()
-    assert not Path(f"/proc/{call['pid']}").exists()  # reaped, too
+    await _until(lambda: not Path(f"/proc/{call['pid']}").exists())  # reaped, too
     await _until(lambda: not _lives(call["child"]))  # the whole group; init reaps this one
 
 
@@ -227,7 +228,7 @@ async def test_one_that_is_cancelled_while_it_starts_leaves_no_process_behind(
     monkeypatch.setattr(process, "_spawn", spawn)
     async with anyio.create_task_group() as group:
         group.start_soon(_runner(), "x", _call(noops.install("x", hang=["ADD"])))
-    assert started[0]._process.returncode is not None
+    await _until(lambda: started[0]._process.returncode is not None)
     assert not Path(f"/proc/{started[0]._process.pid}").exists()
 
 

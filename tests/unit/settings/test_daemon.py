@@ -26,7 +26,7 @@ from multus.settings.netconf import NET_CONF_KEYS
 
 def parse(text: str | dict[str, Any], **arguments: Any) -> DaemonSettings:
     data = text if isinstance(text, str) else json.dumps(text, separators=(",", ":"))
-    return parse_daemon(data.encode(), where="daemon.json", **{"cores": 4, **arguments})
+    return parse_daemon(data.encode(), where="daemon.json", **{"cores": 1, **arguments})
 
 
 def test_defaults() -> None:
@@ -61,12 +61,18 @@ KEYS: list[tuple[str, str, str, object, str, bool]] = [
     ("nodeName", '"n1"', "node_name", "n1", "1", True),
     ("attachOrder", '"sequential"', "attach_order", "sequential", '"parallel"', False),
     ("maxConcurrentDelegates", "3", "max_concurrent_delegates", 3, "0", False),
+    ("nativeDelegates", '["macvlan"]', "native_delegates", ("macvlan",), '"macvlan"', True),
     ("delegateTimeout", "2.5", "delegate_timeout", 2.5, '"2m"', False),
     ("addTimeout", "30", "add_timeout", 30.0, "0", False),
     ("events", '"all"', "events", "all", '"none"', False),
     ("logFormat", '"json"', "log_format", "json", '"xml"', False),
     ("kubeletDir", '"/k"', "kubelet_dir", "/k", "1", True),
     ("deviceInfoDir", '"/i"', "device_info_dir", "/i", "1", True),
+    ("deviceConfig", '"/p"', "device_config", "/p", "1", True),
+    ("policies", '"/q"', "policies", "/q", "[]", True),
+    ("metricsBind", '"::"', "metrics_bind", "::", "1", True),
+    ("sriovPolicies", '[{"spec":{}}]', "sriov_policies", (b'{"spec":{}}',), '["p"]', True),
+    ("nodeLabels", '{"a/b":"true"}', "node_labels", {"a/b": "true"}, '{"a/b":true}', True),
     ("name", '"n"', "name", "n", "1", False),
     ("type", '"multus-shim"', "type", "multus-shim", "1", False),
     ("cniVersion", '"0.3.1"', "cni_version", "0.3.1", "1", False),
@@ -234,14 +240,14 @@ def test_the_node_s_name_is_the_file_s_else_the_environment_s() -> None:
     assert parse('{"nodeName":""}', node_name="env").node_name == "env"
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 4), (2, 4), (3, 6), (16, 32), (64, 32)])
+@pytest.mark.parametrize(("cores", "expected"), [(1, 8), (2, 16), (3, 24), (4, 32), (64, 32)])
 def test_delegates_at_a_time_come_from_the_cores(cores: int, expected: int) -> None:
     assert parse("{}", cores=cores).max_concurrent_delegates == expected
     assert parse('{"maxConcurrentDelegates":100}', cores=cores).max_concurrent_delegates == 100
 
 
 def test_the_cores_are_asked_of_the_kernel() -> None:
-    assert 4 <= parse("{}", cores=None).max_concurrent_delegates <= 32
+    assert 8 <= parse("{}", cores=None).max_concurrent_delegates <= 32
 
 
 def test_load(tmp_path: Path) -> None:

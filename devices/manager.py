@@ -1,0 +1,292 @@
+"""The node's devices at work: hardware -> inventory -> pools -> kubelet, each following the one before it live.
+
+Without a kubelet it gives devices out itself, and remembers to whom.
+"""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from devices import guard, pools
+from devices.config import ConfigError
+from devices.errors import DeviceError
+from devices.giving import Giver, Held
+from devices.inventory import Inventory
+from devices.kubelet.allocate import Device, Grant
+from devices.ledger import Allocation, Ledger, Memory, Store
+from devices.linux.sysfs import Sysfs
+from devices.linux.uevents import RESCAN, Change, Uevents
+from devices.offers import Bell, Offer
+from devices.policy_pools import joined
+from devices.pool_config import PoolConfig
+from devices.pool_file import follow, read_config
+from devices.pools import Member, Pools
+from devices.scout import Scout
+from devices.statistics import PoolStatistics, Statistics
+
+if TYPE_CHECKING:
+    from devices.kubelet.registration import Kubelet
+
+logger = logging.getLogger(__name__)
+
+_BURST: Final = 0.02  # seconds that events are gathered: 512 VFs that appear at once are one look, not 512
+_AGAIN: Final = 1.0  # seconds before a look that failed is tried again
+
+Events = Callable[[], AbstractAsyncContextManager[AsyncIterator[Change]]]
+
+
+class Manager:
+    """`config` is upstream's config.json, None for none; `kubelet` None on a node without one; `info` the directory of
+    device-info.
+
+    `held` tells which devices pods use; they keep their pools. `reasons` tells why the node needs an interface.
+    `changed` rings after each change of inventory, pools or allocations. `more` makes further pools of the hardware.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Path | None,
+        info: Path,
+        sysfs: Sysfs | None = None,
+        kubelet: "Kubelet | None" = None,
+        store: Store | None = None,
+        held: Held | None = None,
+        reasons: Callable[[], Mapping[str, str]] = guard.read,
+        events: Events | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.changed = Bell()
+        self.more: Callable[[Inventory], PoolConfig] | None = None
+        self._file = PoolConfig()
+        self._path = config
+        self._sysfs = sysfs or Sysfs()
+        self._kubelet = kubelet
+        self._scout = Scout(self._sysfs, reasons)
+        self._open_events = events or (lambda: Uevents(self._sysfs.root))
+        ledger = Ledger(store or Memory())
+        self._giver = Giver(sysfs=self._sysfs, info=info, ledger=ledger, held=held, clock=clock)
+        self._offers: dict[str, Offer] = {}
+        self._refreshing = anyio.Lock()
+        self._assigned = False
+        self._pending: set[Change] = set()
+        self._news = Bell()
+        self._said: frozenset[str] = frozenset()
+        self._events = self._refreshes = self._reloads = self._refused = 0
+
+    @property
+    def config(self) -> PoolConfig:
+        """The pools in force."""
+        return self._giver.config
+
+    @property
+    def inventory(self) -> Inventory:
+        """The hardware as it was last seen."""
+        return self._giver.inventory
+
+    @property
+    def pools(self) -> Pools:
+        """Which device is in which pool."""
+        return self._giver.pools
+
+    @property
+    def allocations(self) -> tuple[Allocation, ...]:
+        """What was given out here."""
+        return self._giver.ledger.allocations
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow hardware and configuration until cancelled; started when the pools are there.
+
+        :raises DeviceError: what was given out before cannot be read.
+        """
+        await self._giver.ledger.load()
+        async with self._open_events() as events, anyio.create_task_group() as group:
+            if self._kubelet is not None:
+                await group.start(self._kubelet.run)
+            await self.reload()
+            await self._refresh({RESCAN})
+            if self._path is not None:
+                await group.start(follow, self._path, self.reload)
+            group.start_soon(self._listen, events)
+            group.start_soon(self._work)
+            task_status.started()
+
+    async def reload(self) -> bool:
+        """Read the configuration anew and apply it; a file that cannot be used leaves things as they are."""
+        if self._path is None:
+            return False
+        try:
+            config = await anyio.to_thread.run_sync(read_config, self._path)
+        except ConfigError as error:
+            self._refused += 1
+            logger.error("pools stay as they are: %s", error)
+            return False
+        if config == self._file:
+            return False
+        self._reloads += 1
+        self._file = config
+        logger.info("%s: %d pools", self._path, len(config.pools))
+        await self.repool()
+        return True
+
+    async def repool(self) -> None:
+        """Make the pools anew: the file, or what `more` says, is different."""
+        if self._assigned:  # else the first look is still to come
+            async with self._refreshing:
+                await self._assign()
+
+    async def in_use(self) -> dict[str, str]:
+        """Devices that anybody has, as far as is recorded, and who."""
+        held = {
+            bdf: f"a pod ({resource})" if resource else "a pod"
+            for bdf, resource in (await self._giver.in_use()).items()
+        }
+        return held | dict(self._giver.ledger.holders)
+
+    @asynccontextmanager
+    async def withholding(self, parents: Collection[str], reason: str) -> AsyncIterator[None]:
+        """Nothing of these PFs is given out within the block. When it ends, what became of them has been looked at."""
+        await self._giver.withhold(parents, reason)
+        self._publish()
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._refresh({RESCAN})
+                except DeviceError as error:
+                    logger.error("a change of devices is not taken over yet: %s", error)
+                await self._giver.withhold(parents, "")
+                self._publish()
+
+    async def allocate(self, resource: str, count: int, *, owner: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+        """As `Giver.allocate`."""
+        devices = await self._giver.allocate(resource, count, owner=owner, wanted=wanted)
+        self._publish()
+        return devices
+
+    async def release(self, owner: str) -> tuple[str, ...]:
+        """As `Giver.release`."""
+        devices = await self._giver.release(owner)
+        self._publish()
+        return devices
+
+    def statistics(self) -> Statistics:
+        """What there is and what was done."""
+        holders = self._giver.ledger.holders
+        services = self._kubelet.services if self._kubelet is not None else {}
+        found = [
+            PoolStatistics(
+                resource=resource,
+                devices=len(offer.devices),
+                healthy=sum(device.healthy for device in offer.devices.values()),
+                allocated=sum(device in holders for device in offer.devices),
+                followed=resource in services and services[resource].connected,
+                counts=offer.counts,
+            )
+            for resource, offer in sorted(self._offers.items())
+        ]
+        return Statistics(
+            pools=tuple(found),
+            physical_functions=len(self.inventory.pfs),
+            virtual_functions=len(self.inventory.vfs),
+            events=self._events,
+            refreshes=self._refreshes,
+            reloads=self._reloads,
+            refused_configs=self._refused,
+        )
+
+    async def _listen(self, events: AsyncIterator[Change]) -> None:
+        async for change in events:
+            self._events += 1
+            self._pending.add(change)
+            self._news.ring()
+
+    async def _work(self) -> None:
+        while True:
+            seen = self._news.rung
+            if not self._pending:
+                await self._news.wait(seen)
+            await anyio.sleep(_BURST)
+            changes, self._pending = self._pending, set()
+            try:
+                await self._refresh(changes)
+            except DeviceError as error:
+                logger.error("a change of devices is not taken over yet: %s", error)
+                self._pending |= changes
+                await anyio.sleep(_AGAIN)
+
+    async def _refresh(self, changes: Collection[Change]) -> None:
+        """Look again at what changed, and take it from there."""
+        async with self._refreshing:
+            self._refreshes += 1
+            now = await self._scout.look(self.inventory, changes)
+            if now is not self.inventory or not self._assigned:
+                self._giver.inventory = now
+                await self._assign()
+
+    async def _assign(self) -> None:
+        """From the inventory to pools and offers; whoever calls holds `_refreshing`."""
+        held = await self._giver.in_use()
+        config = self._file if self.more is None else joined(self._file, self.more(self.inventory))
+        self._giver.config = config
+        before = Pools(by_bdf={**self._remembered(held), **self.pools.by_bdf})
+        self._giver.pools = pools.assign(self.inventory, config, before=before, held=held.keys())
+        self._assigned = True
+        self._warn((*config.warnings, *self.pools.overlaps))
+        wanted = {pool.resource for pool in config.pools}
+        for resource in self._offers.keys() - wanted:
+            del self._offers[resource]
+            if self._kubelet is not None:
+                await self._kubelet.withdraw(resource)
+        fresh = sorted(wanted - self._offers.keys())
+        for resource in fresh:
+            self._offers[resource] = Offer(resource, self._granting(resource))
+        self._publish()
+        if self._kubelet is not None:
+            for resource in fresh:  # now that they have something to say
+                self._kubelet.serve(self._offers[resource])
+
+    def _remembered(self, held: Mapping[str, str]) -> dict[str, Member]:
+        """What is in use has a pool, also after a restart: its driver may have been changed for its pod since."""
+        known = self.inventory.by_bdf
+        return {bdf: Member(device=known[bdf], resource=held[bdf]) for bdf in held.keys() & known.keys() if held[bdf]}
+
+    def _granting(self, resource: str) -> Callable[[Sequence[str]], Awaitable[Sequence[Grant]]]:
+        async def give(ids: Sequence[str]) -> Sequence[Grant]:
+            return await self._giver.grant(resource, ids)
+
+        return give
+
+    def _publish(self) -> None:
+        for pool in self.config.pools:
+            offer = self._offers.get(pool.resource)
+            if offer is not None:
+                offer.preference = pool.preferred
+                before = offer.devices
+                if offer.update(self._giver.devices(pool)):
+                    _tell(pool.resource, before, offer.devices)
+        self.changed.ring()
+
+    def _warn(self, said: Iterable[str]) -> None:
+        """Each complaint once, for as long as it holds."""
+        now = frozenset(said)
+        for each in sorted(now - self._said):
+            logger.warning("%s", each)
+        self._said = now
+
+
+def _tell(resource: str, before: Mapping[str, Device], now: Mapping[str, Device]) -> None:
+    if before.keys() != now.keys():
+        logger.info("%s: %d devices", resource, len(now))
+    for bdf, device in now.items():
+        was = before.get(bdf)
+        if device.reason != (was.reason if was else ""):
+            logger.info("%s: %s: %s", resource, bdf, device.reason or "is well again")

@@ -1,0 +1,154 @@
+"""What every plugin does in the pod, once its interface is there: addresses, up, routes; and the interface's removal.
+
+Source of the rules: containernetworking/plugins 1.1, pkg/ipam ConfigureIface.
+"""
+
+import errno
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from devices.errors import DeviceError, KernelError, NamespaceError
+from devices.linux import addressing, link_changes, netdevs, netns, rtnetlink
+from multus.cni.errors import Code
+from multus.cni.request import Command
+from multus.cni.result import IP, Result, parse_result
+from multus.delegates.chain import Delegate
+from multus.delegates.plugin import Call, PluginError
+from multus.errors import MultusError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Sysctls = Sequence[tuple[str, str]]
+"""Values below /proc/sys/net, by name; "{}" stands for the interface."""
+
+logger = logging.getLogger(__name__)
+
+_CLEANUP: Final = 60.0  # seconds that undoing may take when the caller has given up
+_SETTLE: Final = 10.0  # seconds for IPv6 addresses to prove that they are nobody else's
+_SETTLE_PAUSE: Final = 0.05
+
+
+async def configure(plugin: str, call: Call, given: Result, *, sysctls: Sysctls) -> link_changes.Found:
+    """Give the pod's interface what the address plugin chose, and set it up; the interface.
+
+    :raises PluginError: the kernel refused.
+    """
+    connection, found = await do(plugin, call, _bring_up, call, given, sysctls)
+    with connection:
+        if _waits(given):
+            await _settle(plugin, call, connection, found.index)
+            await do(plugin, call, _add_routes, connection, found.index, given)
+    return found
+
+
+def addresses(plugin: str, kind: str, answer: bytes, call: Call, *, version: str, interface: int) -> Result:
+    """What the address plugin answered, on that interface of the result.
+
+    :raises CNIError: it is no result, or has no addresses.
+    """
+    given = parse_result(answer, where=f'plugin type="{kind}"', version=version)
+    if not given.ips:
+        raise PluginError(plugin, call.command, Code.INTERNAL, "IPAM plugin returned missing IP config")
+    ips = tuple(msgspec.structs.replace(ip, interface=interface) for ip in given.ips)
+    return msgspec.structs.replace(given, ips=ips)
+
+
+async def undo(plugin: str, ipam: Delegate, kind: str, call: Call) -> None:
+    """After a failed ADD: addresses (when `kind` gave some) and interface go, whether or not we are cancelled.
+
+    Raises nothing: the ADD's own failure is what counts, and a DEL follows it.
+    """
+    gone = msgspec.structs.replace(call, command=Command.DEL)
+    with anyio.move_on_after(_CLEANUP, shield=True):
+        if kind:
+            try:
+                await ipam(kind, gone)
+            except MultusError as error:
+                logger.warning("plugin %s: addresses may be left over: %s", plugin, error)
+        try:
+            await do(plugin, gone, remove, gone)
+        except MultusError as error:
+            logger.warning("plugin %s: interface %s may be left over: %s", plugin, call.ifname, error)
+
+
+def _bring_up(call: Call, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+    return netns.run_in(call.netns, _bring_up_inside, call.ifname, given, sysctls)
+
+
+def _bring_up_inside(ifname: str, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+    """In the pod: addresses, up, and routes unless they have to wait. The socket stays there, for what is left."""
+    connection = rtnetlink.connect()
+    try:
+        found = link_changes.find(connection, ifname)
+        if found is None:
+            raise KernelError(f'failed to lookup "{ifname}"', errno.ENODEV, "Link not found")
+        for name, value in sysctls:  # as well as it can be had
+            with suppress(KernelError):
+                link_changes.set_sysctl(name.format(ifname), value)
+        if any(":" in ip.address for ip in given.ips):
+            for name in ("lo", ifname):
+                with suppress(KernelError):
+                    link_changes.set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
+        addressing.configure(connection, found.index, [ip.address for ip in given.ips], [])
+        netdevs.change(connection, found.index, netdevs.Change(up=True))
+        if not _waits(given):
+            _add_routes(connection, found.index, given)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, found
+
+
+def _add_routes(connection: socket.socket, index: int, given: Result) -> None:
+    """Each through its own gateway, else through that of the first address of its family."""
+    for route in given.routes:
+        gateway = route.gw or _gateway(given.ips, ":" in route.dst)
+        link_changes.add_route(connection, index, route.dst, gateway)
+
+
+def _gateway(ips: Sequence[IP], six: bool) -> str:
+    return next((ip.gateway for ip in ips if ip.gateway and (":" in ip.gateway) is six), "")
+
+
+def _waits(given: Result) -> bool:
+    """Whether the pod is told of its addresses only when they are usable: those of IPv6 with a gateway."""
+    return bool(_gateway(given.ips, True))
+
+
+async def _settle(plugin: str, call: Call, connection: socket.socket, index: int) -> None:
+    deadline = anyio.current_time() + _SETTLE
+    while await do(plugin, call, link_changes.is_settling, connection, index):
+        if anyio.current_time() > deadline:
+            message = f"link {call.ifname} still has tentative addresses after {_SETTLE:g} seconds"
+            raise PluginError(plugin, call.command, Code.INTERNAL, message)
+        await anyio.sleep(_SETTLE_PAUSE)
+
+
+def remove(call: Call) -> None:
+    """Remove the pod's interface, if it and the pod are there.
+
+    :raises DeviceError: the kernel refused.
+    """
+    try:
+        with netns.open_socket(call.netns) as connection:
+            link_changes.delete(connection, call.ifname)
+    except NamespaceError as error:
+        if not error.gone:
+            raise
+
+
+async def do(plugin: str, call: Call, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In a thread, to its end, so that nothing is done unseen after the caller was told; failures as the plugin's."""
+    try:
+        return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+    except DeviceError as error:
+        raise PluginError(plugin, call.command, Code.INTERNAL, error.message, hint=error.hint) from None

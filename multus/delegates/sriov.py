@@ -1,0 +1,279 @@
+"""The `sriov` plugin, done in process: a VF is configured through its PF, given to the pod, and put back as it was.
+
+Source of what it does, and in which order: sriov-cni v2.10.0. What it does otherwise: the VF's state is on disk before
+the first change, every failure puts it back, DEL can be repeated until it succeeds, and CHECK looks.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import ClassVar, Final, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from devices.linux.netdevs import Netdev
+from multus.cni.errors import CNIError, Code
+from multus.cni.request import Command
+from multus.cni.result import Interface, Result, encode_result, parse_result
+from multus.delegates.plugin import Call
+from multus.delegates.sriov_conf import SriovConf, outline, parse_sriov
+from multus.delegates.sriov_record import KIND, Record, Store, UpstreamFiles, decode_record, encode_record
+from multus.delegates.sriov_vf import PodKernel, Prepared, attach, drift, give_addresses, is_held, prepare, put_back
+from multus.errors import Fault, MultusError, from_devices
+
+logger = logging.getLogger(__name__)
+
+_CLEANUP: Final = 60.0  # seconds that undoing may take when the caller has given up; upstream's lock waits as long
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AllocatedError(MultusError):
+    """The VF is another pod's; it may be free in a moment, when that is taken down."""
+
+    fault: ClassVar[Fault] = Fault.OPERATOR
+    retry: ClassVar[bool] = True
+
+
+class DriftError(MultusError):
+    """CHECK found a VF that is not as it was configured."""
+
+    fault: ClassVar[Fault] = Fault.KERNEL
+
+
+class Sriov:
+    """A delegate (see `multus.delegates.chain`). `runner` runs the address plugin; `boot_id` is this boot's."""
+
+    def __init__(
+        self,
+        runner: Callable[[str, Call], Awaitable[bytes]],
+        records: Store,
+        kernel: PodKernel,
+        *,
+        boot_id: str,
+        upstream: UpstreamFiles | None = None,
+    ) -> None:
+        self._runner = runner
+        self._records = records
+        self._kernel = kernel
+        self._boot_id = boot_id
+        self._upstream = upstream or UpstreamFiles()
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+
+    async def __call__(self, plugin: str, call: Call) -> bytes:
+        """Carry out a call; what the plugin would print.
+
+        :raises MultusError: it was not done; after a failed ADD the VF is as it was.
+        """
+        match call.command:
+            case Command.ADD:
+                return await self._add(call)
+            case Command.DEL:
+                await self._delete(call)
+            case Command.CHECK:
+                await self._check(call)
+            case Command.STATUS | Command.GC:
+                await self._addresses_only(call)
+        return b""
+
+    async def _add(self, call: Call) -> bytes:
+        conf = parse_sriov(call.conf, call.args)
+        for sentence in conf.unknown:
+            logger.warning("network %s: %s", conf.name, sentence)
+        async with self._lock(conf.device):
+            await self._claim(conf.device)
+            prepared = await self._do(prepare, self._kernel, conf, call, self._boot_id)
+            await self._records.save(conf.device, KIND, encode_record(prepared.record))
+            ipam = ""
+            try:
+                netdev = await self._do(attach, self._kernel, prepared)
+                result = Result(interfaces=(_interface(call, prepared, netdev),))
+                ipam = conf.ipam
+                if ipam:
+                    result = await self._address(conf, call, netdev, result)
+                return encode_result(result, conf.cni_version)
+            except BaseException:
+                with anyio.move_on_after(_CLEANUP, shield=True):
+                    await self._undo(ipam, call, prepared.record)
+                raise
+
+    async def _address(self, conf: SriovConf, call: Call, netdev: Netdev | None, result: Result) -> Result:
+        """The result with what the address plugin gives; a program's VF has it in there only."""
+        printed = await self._runner(conf.ipam, call)
+        given = parse_result(printed, where=f'plugin type="{conf.ipam}"', version=conf.cni_version)
+        if not given.ips:
+            raise CNIError(Code.INTERNAL, f'sriov: IPAM plugin "{conf.ipam}" returned missing IP config')
+        ips = tuple(msgspec.structs.replace(ip, interface=0) for ip in given.ips)
+        result = msgspec.structs.replace(result, ips=ips, routes=given.routes, dns=given.dns)
+        if netdev is not None:
+            await self._do(give_addresses, self._kernel, call.netns, netdev, result)
+        return result
+
+    async def _undo(self, ipam: str, call: Call, record: Record) -> None:
+        """After a failed ADD. What cannot be put back stays on record, for the DEL that follows or the next ADD."""
+        if ipam:
+            try:
+                await self._runner(ipam, msgspec.structs.replace(call, command=Command.DEL))
+            except MultusError as error:
+                logger.warning("network %s: addresses may be left over: %s", record.network, error)
+        try:
+            await self._release(record)
+        except MultusError as error:
+            logger.error("VF %s could not be put back, which is tried again: %s", record.bdf, error)
+
+    async def _claim(self, bdf: str) -> None:
+        """See that nobody has the VF; one whose namespace is gone gives it up, and it is put back first.
+
+        :raises AllocatedError: somebody has it.
+        """
+        record = await self._load(bdf)
+        if record is not None:
+            if await self._do(is_held, self._kernel, record, self._boot_id):
+                raise _allocated(bdf, f"container {record.container_id}, {record.ifname}")
+            logger.warning("VF %s is taken over from container %s, which is gone", bdf, record.container_id)
+            if not await self._release(record):
+                raise _not_back(bdf)
+        await self._claim_from_upstream(bdf)
+
+    async def _claim_from_upstream(self, bdf: str) -> None:
+        holder = await self._do(self._upstream.holder, bdf)
+        if holder and await self._do(self._kernel.identity, holder) is not None:
+            raise _allocated(bdf, f"{holder}, by sriov-cni")
+        left = await self._do(self._upstream.find, bdf) if holder else None
+        if left is not None and not await self._do(put_back, self._kernel, left):
+            raise _not_back(bdf)
+        if holder:
+            stale = left or Record(bdf=bdf, container_id="", ifname="", netns=holder)
+            await self._do(self._upstream.forget, stale, claim=True)
+
+    async def _delete(self, call: Call) -> None:
+        about = outline(call.conf)
+        failures: list[MultusError] = []
+        if about.ipam:  # first, for a DHCP lease is given back over the interface; and nobody waits for this
+            try:
+                await self._runner(about.ipam, call)
+            except MultusError as error:
+                failures.append(error)
+        try:
+            await self._give_up(call, about.device)
+        except MultusError as error:
+            failures.append(error)
+        for other in failures[1:]:
+            logger.warning("network %s: %s", about.name, other)
+        if failures:
+            raise failures[0]
+
+    async def _give_up(self, call: Call, device: str) -> None:
+        """Put back the VF of this attachment, if it has one: a late DEL finds another's, or none."""
+        bdf = await self._bdf_of(call, device)
+        if not bdf:
+            return
+        async with self._lock(bdf):
+            record = await self._load(bdf)
+            own = record if record is not None and record.is_of(call.container_id, call.ifname) else None
+            if own is not None and not await self._release(own):
+                logger.warning("VF %s: its interface is nowhere to be found; it is put back when next used", bdf)
+                released = encode_record(msgspec.structs.replace(own, released=True))
+                await self._records.save(bdf, KIND, released)
+            left_by_upstream = await self._do(self._upstream.load, call.container_id, call.ifname)
+            if left_by_upstream is not None:
+                await self._release_upstream(left_by_upstream, call, held=record is not None)
+
+    async def _release_upstream(self, left: Record, call: Call, *, held: bool) -> None:
+        holder = left.netns
+        gone = not call.netns and await self._do(self._kernel.identity, holder) is None
+        own = not held and (holder in ("", call.netns) or gone)
+        if own:  # else it is another pod's by now
+            usable = msgspec.structs.replace(left, netns=call.netns or holder)
+            if not await self._do(put_back, self._kernel, usable):
+                logger.warning("VF %s: its interface is nowhere to be found", left.bdf)
+        await self._do(self._upstream.forget, left, claim=own)
+
+    async def _bdf_of(self, call: Call, device: str) -> str:
+        """The VF of this attachment by our records, by upstream's, then by its configuration."""
+        likely = await self._load(device) if device else None
+        if likely is not None and likely.is_of(call.container_id, call.ifname):
+            return device
+        for key, data in await self._records.all(KIND):
+            record = decode_record(key, data)
+            if record is not None and record.is_of(call.container_id, call.ifname):
+                return key
+        left = await self._do(self._upstream.load, call.container_id, call.ifname)
+        return left.bdf if left is not None else device
+
+    async def _release(self, record: Record) -> bool:
+        """Put the VF back and forget it; False when its interface cannot be found. After a reboot all is as it was.
+
+        :raises MultusError: not all could be put back; it stays on record.
+        """
+        this_boot = record.boot_id == self._boot_id
+        if this_boot and not await self._do(put_back, self._kernel, record):
+            return False
+        await self._records.forget(record.bdf, KIND)
+        return True
+
+    async def _check(self, call: Call) -> None:
+        conf = parse_sriov(call.conf, call.args)
+        record = await self._load(conf.device)
+        if record is None or not record.is_of(call.container_id, call.ifname):
+            raise DriftError(f"VF {conf.device} is not on record for {call.ifname} of container {call.container_id}")
+        problems = await self._do(drift, self._kernel, record, call.netns)
+        if problems:
+            raise DriftError(f"VF {conf.device}: {'; '.join(problems)}")
+        if conf.ipam:
+            await self._runner(conf.ipam, call)
+
+    async def _addresses_only(self, call: Call) -> None:
+        """STATUS and GC: this plugin is always able, and leaves nothing that a DEL does not take; its IPAM may.
+
+        An address plugin older than the command says that it does not know it (4), which is no trouble of its own.
+        """
+        ipam = outline(call.conf).ipam
+        if ipam:
+            try:
+                await self._runner(ipam, call)
+            except CNIError as error:
+                if error.code != Code.INVALID_ENVIRONMENT:
+                    raise
+
+    async def _load(self, bdf: str) -> Record | None:
+        data = await self._records.load(bdf, KIND)
+        return decode_record(bdf, data) if data is not None else None
+
+    def _lock(self, bdf: str) -> anyio.Lock:
+        """Of this VF; it exists as long as somebody uses it."""
+        lock = self._locks.get(bdf)
+        if lock is None:
+            lock = self._locks[bdf] = anyio.Lock()
+        return lock
+
+    async def _do(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In a thread, to its end: what was begun of a VF is not left half done when the caller is cancelled."""
+        with from_devices():
+            return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+
+
+def _allocated(bdf: str, holder: str) -> AllocatedError:
+    return AllocatedError(
+        f"pci address {bdf} is already allocated", hint=f"to {holder}; it is free when that pod's DEL is done"
+    )
+
+
+def _not_back(bdf: str) -> AllocatedError:
+    return AllocatedError(
+        f"VF {bdf}: its interface has not come back from the pod that had it",
+        hint="`lsns -t net` shows which processes keep that namespace",
+    )
+
+
+def _interface(call: Call, prepared: Prepared, netdev: Netdev | None) -> Interface:
+    """As upstream reports it: also for a program's VF, which is no interface in the pod but has its address told."""
+    record = prepared.record
+    if netdev is not None:
+        mac, mtu = netdev.mac, netdev.mtu
+    else:
+        mac, mtu = prepared.admin_mac, prepared.place.pf_mtu
+    return Interface(name=call.ifname, mac=mac, mtu=mtu, sandbox=call.netns, pci_id=record.bdf)

@@ -1,0 +1,348 @@
+"""What is done in this process: which configurations are understood, and what an address pool gives next.
+
+The results and the kernel's state are held against the reference plugins in the kernel lane.
+"""
+
+import fcntl
+import ipaddress
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from devices.errors import DeviceError, KernelError, NamespaceError
+from multus.cni.args import Pairs
+from multus.cni.errors import CNIError, Code
+from multus.cni.request import Command
+from multus.cni.result import DNS, IP, Result, Route
+from multus.delegates.native import store
+from multus.delegates.native.bridge import read_bridge, with_gateways
+from multus.delegates.native.macvlan import read_macvlan
+from multus.delegates.native.pool import Pool, candidates, read_pool, spell
+from multus.delegates.native.printing import printed
+from multus.delegates.native.reading import Unsupported
+from multus.delegates.native.registry import NATIVE, native_delegates
+from multus.delegates.native.removal import Removals
+from multus.delegates.native.static import addresses
+from multus.delegates.native.store import locked
+from multus.delegates.plugin import Call
+
+HEAD: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net"}
+RANGE = {"subnet": "10.1.0.0/24"}
+
+
+def call(body: dict[str, Any], args: Pairs = (), command: Command = Command.ADD) -> Call:
+    conf = json.dumps({**HEAD, **body}).encode()
+    return Call(command=command, conf=conf, container_id="c", netns="/run/netns/none", ifname="net1", args=args)
+
+
+def host_local_conf(**ipam: Any) -> dict[str, Any]:
+    return {"ipam": {"type": "host-local", **ipam}}
+
+
+def pool(**ipam: Any) -> Pool:
+    return read_pool(call(host_local_conf(**ipam)))
+
+
+MACVLAN = {"type": "macvlan", "master": "eth0"}
+BRIDGE = {"type": "bridge"}
+IGNORE = (("IgnoreUnknown", "1"),)
+
+# A configuration that the plugin's program gets: what reads it, what is in it, and CNI_ARGS.
+FOREIGN: list[tuple[Any, dict[str, Any], Pairs]] = [
+    (read_macvlan, {**MACVLAN, "linkInContainer": True}, ()),
+    (read_macvlan, {**MACVLAN, "Mode": "vepa"}, ()),
+    (read_macvlan, {**MACVLAN, "mode": "source"}, ()),
+    (read_macvlan, {**MACVLAN, "mtu": "1400"}, ()),
+    (read_macvlan, {**MACVLAN, "mtu": -1}, ()),
+    (read_macvlan, {**MACVLAN, "mac": "02-00-00-00-00-01"}, ()),
+    (read_macvlan, {**MACVLAN, "master": ""}, ()),
+    (read_macvlan, {**MACVLAN, "cniVersion": "0.2.0"}, ()),
+    (read_macvlan, {**MACVLAN, "cniVersion": "1.1.0"}, ()),
+    (read_macvlan, {**MACVLAN, "ipam": {"type": "../x"}}, ()),
+    (read_macvlan, {**MACVLAN, "dns": {"nameserver": []}}, ()),
+    (read_macvlan, {**MACVLAN, "runtimeConfig": {"Mac": "02:00:00:00:00:01"}}, ()),
+    (read_macvlan, MACVLAN, (("K8S_POD_NAME", "p"),)),
+    (read_macvlan, MACVLAN, (*IGNORE, ("A", "b=c"))),
+    (read_bridge, {**BRIDGE, "vlan": 5}, ()),
+    (read_bridge, {**BRIDGE, "ipMasq": True}, ()),
+    (read_bridge, {**BRIDGE, "promiscMode": True}, ()),
+    (read_bridge, {**BRIDGE, "forceAddress": True}, ()),
+    (read_bridge, {**BRIDGE, "macspoofchk": True}, ()),
+    (read_bridge, {**BRIDGE, "enabledad": True}, ()),
+    (read_bridge, {**BRIDGE, "disableContainerInterface": True}, ()),
+    (read_bridge, {**BRIDGE, "bridge": "a-name-that-is-too-long"}, ()),
+    (read_pool, {}, ()),
+    (read_pool, host_local_conf(), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/31"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.1/24"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/255.255.255.0"), ()),
+    (read_pool, host_local_conf(subnet="::ffff:10.1.0.0/120"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", gateway="fd00::1"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", rangeStart="10.1.0.9", rangeEnd="10.1.0.8"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", rangeEnd="10.2.0.8"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", rangestart="10.1.0.9"), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", exclude=["10.1.0.0/28"]), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", ranges=[[RANGE]]), ()),
+    (read_pool, host_local_conf(ranges=[[RANGE, {"subnet": "fd00::/64"}]]), ()),
+    (read_pool, host_local_conf(ranges=[[]]), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", routes=[{"dst": "0.0.0.0/0", "mtu": 1400}]), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", routes=[{"dst": "10.9.0.1/16"}]), ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24", dataDir="relative"), ()),
+    (read_pool, {**host_local_conf(subnet="10.1.0.0/24"), "name": "a/b"}, ()),
+    (read_pool, host_local_conf(subnet="10.1.0.0/24"), (*IGNORE, ("IP", "10.1.0.3,10.1.0.4"))),
+    (addresses, {"ipam": {"type": "static", "addresses": [{"address": "10.1.0.7"}]}}, ()),
+    (addresses, {"ipam": {"type": "static", "addresses": [{"address": "fe80::1%eth0/64"}]}}, ()),
+    (addresses, {"ipam": {"type": "static"}}, (*IGNORE, ("GATEWAY", "10.1.0.1"))),
+    (addresses, {"ipam": {"type": "static"}, "runtimeConfig": {"ips": ["x"]}}, ()),
+]
+
+
+@pytest.mark.parametrize(("read", "body", "args"), FOREIGN)
+def test_what_is_left_to_the_program(read: Any, body: dict[str, Any], args: Pairs) -> None:
+    with pytest.raises(Unsupported):
+        read(call(body, args))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("plugin", NATIVE)
+@pytest.mark.parametrize("command", list(Command))
+async def test_it_is_left_to_the_program_unchanged(plugin: str, command: Command) -> None:
+    ran: list[tuple[str, Call]] = []
+
+    async def runner(name: str, asked: Call) -> bytes:
+        ran.append((name, asked))
+        return b"{}"
+
+    asked = call({"cniVersion": "9.9.9"}, command=command)
+    answer = await native_delegates(NATIVE, runner)[plugin](plugin, asked)
+    done_here = plugin == "static" and command is Command.DEL  # which does nothing, whatever it is given
+    assert (answer, ran) == ((b"", []) if done_here else (b"{}", [(plugin, asked)]))
+
+
+def test_only_what_is_chosen_is_done_here(caplog: pytest.LogCaptureFixture) -> None:
+    async def runner(name: str, asked: Call) -> bytes:
+        raise AssertionError(name)
+
+    assert set(native_delegates((), runner)) == set()
+    assert set(native_delegates(("macvlan", "ipvlan"), runner)) == {"macvlan"}
+    assert "'ipvlan' is not done natively" in caplog.text
+    assert set(native_delegates(NATIVE, runner)) == set(NATIVE)
+
+
+@given(st.binary(max_size=300), st.sampled_from([read_macvlan, read_bridge, read_pool, addresses]))
+def test_any_bytes_are_the_programs(data: bytes, read: Any) -> None:
+    with pytest.raises(Unsupported):
+        read(Call(command=Command.ADD, conf=data))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from(["10.1.0.0/24", "fd00::/64", "::1"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "subnet", "ranges", "routes", "dst", "gw", "addresses", "address", "ips", "cni"]),
+            inner,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["ipam", "args", "runtimeConfig", "dns", "mtu", "master", "mac", "name"]), JSON),
+    st.sampled_from([read_macvlan, read_bridge, read_pool, addresses]),
+)
+def test_a_configuration_is_read_or_is_the_programs(body: dict[str, Any], read: Any) -> None:
+    try:
+        read(call(body))
+    except Unsupported:
+        return
+
+
+def _next(made: Pool, last: str = "", count: int = 4) -> list[str]:
+    found = candidates(made.sets[0], ipaddress.ip_address(last) if last else None)
+    return [str(address) for address, _ in found][:count]
+
+
+def test_a_range_without_its_gateway_and_broadcast() -> None:
+    made = pool(subnet="10.1.0.0/29")
+    assert _next(made, count=9) == [f"10.1.0.{n}" for n in (2, 3, 4, 5, 6)]
+    assert _next(made, "10.1.0.4", count=9) == [f"10.1.0.{n}" for n in (5, 6, 2, 3, 4)]
+    assert _next(made, "10.9.9.9") == ["10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5"]
+    assert spell(made.sets[0]) == "10.1.0.1-10.1.0.6"
+    assert _next(pool(subnet="fd00::/126"), count=9) == ["fd00::2", "fd00::3"]
+
+
+def test_ranges_of_a_set_one_after_another() -> None:
+    first = {"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.8", "rangeEnd": "10.1.0.9"}
+    second = {"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.8", "rangeEnd": "10.2.0.9", "gateway": "10.2.0.8"}
+    made = pool(ranges=[[first, second]])
+    assert _next(made) == ["10.1.0.8", "10.1.0.9", "10.2.0.9"]
+    assert _next(made, "10.1.0.9") == ["10.2.0.9", "10.1.0.8", "10.1.0.9"]
+    assert _next(made, "10.2.0.9") == ["10.1.0.8", "10.1.0.9", "10.2.0.9"]
+    assert spell(made.sets[0]) == "10.1.0.8-10.1.0.9,10.2.0.8-10.2.0.9"
+
+
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(0, 15))
+def test_every_address_is_tried_once(one: int, other: int, last: int) -> None:
+    start, end = min(one, other), max(one, other)
+    made = pool(subnet="10.1.0.0/28", rangeStart=f"10.1.0.{start}", rangeEnd=f"10.1.0.{end}")
+    tried = _next(made, f"10.1.0.{last}", count=99)
+    assert sorted(tried) == sorted(f"10.1.0.{n}" for n in range(max(start, 2), end + 1))
+    if start <= last <= end and f"10.1.0.{last}" in tried:
+        assert tried[-1] == f"10.1.0.{last}"
+
+
+def test_requested_addresses_in_their_order() -> None:
+    body = {
+        **host_local_conf(subnet="10.1.0.0/24"),
+        "args": {"cni": {"ips": ["10.1.0.4", "10.1.0.3"], "labels": [1]}},
+        "runtimeConfig": {"ips": ["10.1.0.5/24"], "portMappings": []},
+    }
+    found = read_pool(call(body, (*IGNORE, ("IP", "10.1.0.3/24"))))
+    assert [str(each) for each in found.requested] == ["10.1.0.3", "10.1.0.4", "10.1.0.5"]
+
+
+def test_gateways_of_a_bridge() -> None:
+    conf = read_bridge(call({**BRIDGE, "isDefaultGateway": True}))
+    given_ips = Result(ips=(IP(address="fd00::7/64"), IP(address="10.1.0.7/24", gateway="10.1.0.9")))
+    found = with_gateways(given_ips, conf)
+    assert [ip.gateway for ip in found.ips] == ["fd00::1", "10.1.0.9"]
+    assert found.routes == (Route(dst="::/0", gw="fd00::1"), Route(dst="0.0.0.0/0", gw="10.1.0.9"))
+    assert with_gateways(given_ips, read_bridge(call(BRIDGE))) == given_ips
+
+
+def test_dns_is_always_printed() -> None:
+    assert json.loads(printed(Result(), "1.0.0")) == {"cniVersion": "1.0.0", "dns": {}}
+    assert json.loads(printed(Result(dns=DNS(domain="d")), "1.0.0"))["dns"] == {"domain": "d"}
+    assert json.loads(printed(Result(), "0.4.0"))["dns"] == {}
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_files_of_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool) -> None:
+    if not nameless:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # EISDIR, as where there are no files without names
+    with locked(str(tmp_path), "net") as held:
+        assert held.reserve("10.1.0.2", " c1 ", "net1") and not held.reserve("10.1.0.2", "c2", "net1")
+        assert held.reserve("fd00::2", "c1", "net1") and held.reserve("10.1.0.3", "c1", "net2")
+        held.remember(0, "10.1.0.3")
+        assert (held.last(0), held.last(1)) == ("10.1.0.3", "")
+        (tmp_path / "net" / "10.1.0.4").write_bytes(b"c1\n")  # of a version that knew no interfaces
+        assert sorted(held.held("c1", "net1")) == ["10.1.0.2", "10.1.0.4", "fd00::2"]
+        held.release("c1", "net1")
+        assert sorted(held.held("c1", "net1")) == ["10.1.0.4"]
+        held.release("c1", "net1")
+        held.give_back("10.1.0.9")
+    left = {path.name: path.read_bytes() for path in (tmp_path / "net").iterdir()}
+    assert left == {"lock": b"", "last_reserved_ip.0": b"10.1.0.3", "10.1.0.3": b"c1\r\nnet2"}
+
+
+def test_a_lock_is_waited_for_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net").mkdir()
+    with (tmp_path / "net" / "lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        monkeypatch.setattr(store, "_PATIENCE", 0.02)
+        with pytest.raises(CNIError, match="is held all the time") as caught, locked(str(tmp_path), "net"):
+            pytest.fail("it is locked")
+        assert caught.value.code == Code.TRY_AGAIN_LATER
+        monkeypatch.setattr(store, "_PATIENCE", 20.0)
+        threading.Timer(0.02, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+        with locked(str(tmp_path), "net") as held:
+            assert held.reserve("10.1.0.2", "c", "net1")
+
+
+@pytest.mark.anyio
+async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    async def runner(name: str, asked: Call) -> bytes:
+        raise AssertionError(name)
+
+    (tmp_path / "file").write_text("")
+    body = host_local_conf(subnet="10.1.0.0/24", dataDir=str(tmp_path / "file"))
+    with pytest.raises(CNIError, match="not a directory") as caught:
+        await native_delegates(NATIVE, runner)["host-local"]("host-local", call(body))
+    assert caught.value.code == Code.INTERNAL
+
+
+@pytest.mark.anyio
+async def test_an_address_is_not_taken_when_another_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def runner(name: str, asked: Call) -> bytes:
+        raise AssertionError(name)
+
+    one = [{"subnet": "10.1.0.0/24"}]
+    two = [{"subnet": "10.2.0.0/24", "rangeStart": "10.2.0.1", "rangeEnd": "10.2.0.1"}]
+    body = host_local_conf(ranges=[one, two], dataDir=str(tmp_path))
+    delegate = native_delegates(NATIVE, runner)["host-local"]
+    with pytest.raises(CNIError, match="failed to allocate for range 1: no IP addresses available in range set"):
+        await delegate("host-local", call(body))
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {"lock"}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.Store, "remember", full)
+    with pytest.raises(CNIError, match="no space left on device"):
+        await delegate("host-local", call(host_local_conf(ranges=[one], dataDir=str(tmp_path))))
+    assert {path.name for path in (tmp_path / "net").iterdir()} == {"lock"}
+
+
+@pytest.mark.anyio
+async def test_removals_of_a_pod_are_carried_out_together() -> None:
+    carried_out: list[tuple[str, set[str]]] = []
+
+    def remove_all(path: str, names: set[str]) -> dict[str, DeviceError]:
+        carried_out.append((path, set(names)))
+        if path == "/refused":
+            raise NamespaceError("it is no namespace")
+        return {"bad": KernelError("failed to delete", 95, "not supported")} if "bad" in names else {}
+
+    removals = Removals(remove_all)
+    outcomes: dict[str, str] = {}
+
+    async def remove(path: str, ifname: str) -> None:
+        asked = Call(command=Command.DEL, conf=b"{}", netns=path, ifname=ifname)
+        with removals.announced(path):
+            await anyio.sleep(0)
+            try:
+                await removals.remove("macvlan", asked)
+                outcomes[ifname] = ""
+            except CNIError as error:
+                outcomes[ifname] = error.message
+
+    async with anyio.create_task_group() as group:
+        for path, ifname in (("/a", "a1"), ("/a", "bad"), ("/a", "a2"), ("/b", "b1"), ("/refused", "r1")):
+            group.start_soon(remove, path, ifname)
+    assert sorted(carried_out) == [("/a", {"a1", "bad", "a2"}), ("/b", {"b1"}), ("/refused", {"r1"})]
+    assert [name for name, error in sorted(outcomes.items()) if error] == ["bad", "r1"]
+    await remove("/a", "a1")
+    assert carried_out[-1] == ("/a", {"a1"}) and not removals._pods
+
+
+@pytest.mark.anyio
+async def test_a_removal_that_is_long_in_coming_is_not_waited_for() -> None:
+    carried_out: list[set[str]] = []
+
+    def remove_all(path: str, names: set[str]) -> dict[str, DeviceError]:
+        carried_out.append(set(names))
+        return {}
+
+    removals = Removals(remove_all)
+    asked = Call(command=Command.DEL, conf=b"{}", netns="/a", ifname="a1")
+    with removals.announced("/a"), removals.announced("/a"):  # the second never comes
+        with anyio.CancelScope() as scope:
+            scope.cancel()  # whoever began it ends it
+            await removals.remove("macvlan", asked)
+        assert carried_out == [{"a1"}]

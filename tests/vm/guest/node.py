@@ -1,0 +1,27 @@
+"""The machine itself as a node: multusd in its first namespaces, where the cards are."""
+
+import json
+from typing import Self
+
+from multus.cli.box import IPAM_DIR, Box
+
+
+class Node(Box):
+    """A box without namespaces of its own."""
+
+    def __enter__(self) -> Self:
+        for path in (self.manifests, self.conf_dir, self.autoconf_dir, self.state, self.ipam, self.socket_dir):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.autoconf_dir / "10-cluster-net.conflist").write_text(json.dumps(self._default))
+        self.configure()
+        IPAM_DIR.mkdir(parents=True, exist_ok=True)
+        self.host("mount", "--bind", str(self.ipam), str(IPAM_DIR))
+        return self
+
+    def close(self) -> None:
+        super().close()
+        self.host("umount", str(IPAM_DIR))
+
+    @property
+    def enter(self) -> list[str]:
+        return []

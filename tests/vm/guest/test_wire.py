@@ -1,0 +1,60 @@
+"""Frames between VFs, inside a card and over the wire: what a VLAN and a MAC set on a VF do to them."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.vm.guest.hardware import Card, bind, run, until
+
+if TYPE_CHECKING:
+    from tests.vm.guest.hardware import Hardware, Space
+
+
+def frame(card: Card, source: str, send: Callable[[], object]) -> str:
+    """The headers of the first frame from that MAC that comes in at a card; `send` is done until there is one."""
+    command = ["tcpdump", "-e", "-n", "-c", "1", "-Q", "in", "-i", card.netdev, "ether", "src", source]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as tcpdump:
+        try:
+            assert tcpdump.stderr is not None
+            assert any(line.startswith("listening") for line in tcpdump.stderr)
+            until(lambda: (send(), tcpdump.poll())[1] is not None, f"a frame from {source}", seconds=30)
+            assert tcpdump.stdout is not None
+            return tcpdump.stdout.read()
+        finally:
+            tcpdump.kill()
+
+
+def test_frames_pass_inside_a_card_and_over_the_wire(hardware: "Hardware", space: "Callable[[], Space]") -> None:
+    near, far = hardware.cards[:2]
+    near.create(2)
+    far.create(1)
+    first, second, third = space(), space(), space()
+    first.take(near.vf_netdev(0), "10.9.0.1/24")
+    second.take(near.vf_netdev(1), "10.9.0.2/24")
+    third.take(far.vf_netdev(0), "10.9.0.3/24")
+    until(lambda: first.reaches("10.9.0.2"), "the VF beside it")
+    until(lambda: first.reaches("10.9.0.3"), "the VF at the other end of the wire")
+
+    run(f"ip link set {near.netdev} vf 0 vlan 100")
+    until(lambda: not first.reaches("10.9.0.2"), "the VLAN to cut it off")
+    assert not first.reaches("10.9.0.3")
+    assert second.reaches("10.9.0.3")
+
+    run(f"ip link set {near.netdev} vf 1 vlan 100")
+    run(f"ip link set {far.netdev} vf 0 vlan 100")
+    until(lambda: first.reaches("10.9.0.2"), "the VF beside it, both in the VLAN")
+    until(lambda: first.reaches("10.9.0.3"), "the other end of the wire, both in the VLAN")
+
+
+def test_mac_vlan_and_priority_are_on_the_wire(hardware: "Hardware", space: "Callable[[], Space]") -> None:
+    near, far = hardware.cards[:2]
+    bdf = near.create(1)[0]
+    run(f"ip link set {near.netdev} vf 0 mac 02:aa:bb:cc:dd:01")
+    run(f"ip link set {near.netdev} vf 0 vlan 7 qos 3")
+    bind(bdf, "")  # the VF's driver takes up a MAC that was set through the PF when it is bound
+    until(lambda: near.vf_netdev(0), "the VF's interface")
+    pod = space()
+    pod.take(near.vf_netdev(0), "10.9.0.1/24")
+    seen = frame(far, "02:aa:bb:cc:dd:01", lambda: pod.reaches("10.9.0.2"))
+    assert re.search(r"02:aa:bb:cc:dd:01 > .*vlan 7, p 3", seen), seen

@@ -1,0 +1,116 @@
+"""The virtual machine: QEMU's igb cards (an Intel 82576 with SR-IOV) behind an emulated IOMMU, in software.
+
+Cards on one wire are wired together. The guest talks QMP to its own QEMU over a serial port, so that a test can pull a
+cable (`set_link pfN`) or a whole card (`device_del pfN`).
+"""
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.vm.image import Image
+
+MEMORY: Final = "1536M"
+WIRES: Final = (0, 0, 1, 1)
+"""The wire of each card; they have ids pf1, pf2, ... in this order."""
+SILENCE: Final = 60.0
+"""Seconds after which the machine hangs: without a word on the console, and without its beat (a file, every 2 s)."""
+POWER_OFF: Final = 15.0
+"""Seconds that the machine has for going off after it said its end."""
+MARK: Final = "vm: end "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a run of the machine ended; `code` is pytest's, None when the machine never said one."""
+
+    code: int | None
+    why: str
+    hung: bool
+    console: str
+    seconds: float
+
+
+def command(image: Image, tree: Path, out: Path, sockets: Path) -> list[str]:
+    """QEMU's command line. `tree` is a tar file, `out` a directory shared with the machine."""
+    kernel = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 nokaslr intel_iommu=on"
+    words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-svm", "-M", "q35", "-smp", "2"]
+    words += ["-m", MEMORY, "-nodefaults", "-display", "none", "-no-reboot", "-action", "panic=exit-failure"]
+    words += ["-serial", f"file:{out / 'console'}", "-device", "pvpanic-pci"]
+    words += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", kernel]
+    for name, path in (("root", image.root), ("tree", tree)):
+        words += ["-drive", f"file={path},if=none,id={name},format=raw,readonly=on,cache=unsafe"]
+        words += ["-device", f"virtio-blk-pci,drive={name}"]
+    words += ["-fsdev", f"local,id=out,path={out},security_model=none"]
+    words += ["-device", "virtio-9p-pci,fsdev=out,mount_tag=out"]
+    # The guest's port is a client of the machine's own monitor: nothing of ours stands between them.
+    words += ["-chardev", f"socket,id=monitor,path={sockets / 'qmp'},server=on,wait=off"]
+    words += ["-mon", "chardev=monitor,mode=control", "-chardev", f"socket,id=port,path={sockets / 'qmp'}"]
+    words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=qmp"]
+    words += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
+    cards = [(wire, "") for wire in WIRES]
+    cards.append((len(WIRES), ",disable-acs=on"))  # its VFs share one IOMMU group: what cannot be given away
+    for number, (wire, options) in enumerate(cards, 1):
+        words += ["-netdev", f"hubport,id=h{number},hubid={wire}"]
+        words += ["-device", f"pcie-root-port,id=rp{number},chassis={number},slot={number}{options}"]
+        words += ["-device", f"igb,netdev=h{number},bus=rp{number},id=pf{number},mac=52:54:00:00:{number:02x}:00"]
+    return words
+
+
+def run(image: Image, tree: Path, out: Path, *, limit: float, say: Callable[[str], None]) -> Ending:
+    """Boot, wait for the end, and leave no process. `say` gets every line of the console as it comes."""
+    begin = time.monotonic()
+    # The kernel kills it when this process dies, whatever it dies of.
+    guarded = ["nice", "-n", "5", "setpriv", "--pdeathsig", "KILL", *command(image, tree, out, out.parent)]
+    (out / "console").touch()
+    with (out / "qemu.log").open("wb") as log:
+        qemu = subprocess.Popen(guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        why, hung, console = _watch(qemu, out / "console", begin + limit, say)
+    finally:
+        qemu.kill()
+        qemu.wait()
+    said = [line for line in console.splitlines() if line.startswith(MARK)]
+    code = int(said[-1].removeprefix(MARK)) if said else None
+    if code is None and not console:
+        why += f" {(out / 'qemu.log').read_text(errors='replace').strip()[-400:]}"
+    return Ending(code=code, why=why, hung=hung, console=console, seconds=time.monotonic() - begin)
+
+
+def _watch(
+    qemu: "subprocess.Popen[bytes]", path: Path, deadline: float, say: Callable[[str], None]
+) -> tuple[str, bool, str]:
+    """Why the wait was over, whether that was because nothing more came, and the console's text."""
+    console, line, heard, beat = "", "", time.monotonic(), 0.0
+    with path.open("rb") as file:
+        while True:
+            ended = qemu.poll() is not None
+            fresh = file.read().decode("utf-8", "replace").replace("\r", "")
+            if fresh:
+                console += fresh
+                *lines, line = (line + fresh).split("\n")
+                for each in lines:
+                    say(each)
+                heard = time.monotonic()
+            if (beaten := _modified(path.with_name("beat"))) != beat and f"\n{MARK}" not in console:
+                beat, heard = beaten, time.monotonic()
+            if ended:
+                return f"the machine ended with {qemu.returncode}", False, console
+            quiet = time.monotonic() - heard
+            if f"\n{MARK}" in console and quiet > POWER_OFF:
+                return "the machine said its end and stayed on", False, console
+            if quiet > SILENCE:
+                return f"the machine hung: no sign of life for {SILENCE:.0f} s", True, console
+            if time.monotonic() > deadline:
+                return "the time was up", False, console
+            time.sleep(0.1)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
