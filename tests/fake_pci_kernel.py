@@ -3,6 +3,7 @@
 `steps` counts the changes; with `dies_before` set to N, the process is gone (a Killed is raised) before change N+1.
 """
 
+import threading
 from pathlib import Path
 
 from devices.errors import KernelError
@@ -39,6 +40,7 @@ class FakePciKernel(Kernel):
         self.done: list[str] = []
         self.dies_before: int | None = None
         self._randoms = 0
+        self._one_at_a_time = threading.RLock()  # as the kernel's rtnl and device locks; its users are worker threads
 
     def change(self, what: str) -> None:
         """One thing changes; or the process is killed before."""
@@ -70,12 +72,20 @@ class FakePciKernel(Kernel):
 
     def set_address(self, ifindex: int, mac: str) -> None:
         self.change(f"address {mac}")
+        with self._one_at_a_time:
+            self._set_address(ifindex, mac)
+
+    def _set_address(self, ifindex: int, mac: str) -> None:
         for path in (self.tree.sys / "class/net").iterdir():
             if int((path / "ifindex").read_text()) == ifindex:
                 (path / "address").write_text(mac + "\n")
 
     def unbind(self, driver: str, bdf: str) -> None:
         """The driver lets go: its interface goes, or its node."""
+        with self._one_at_a_time:
+            self._unbind(driver, bdf)
+
+    def _unbind(self, driver: str, bdf: str) -> None:
         if self.tree.path(bdf).joinpath("driver").readlink().name != driver:
             raise KernelError("unbind", 19, "not bound to it")
         for path in list((self.tree.path(bdf) / "net").glob("*")):
@@ -85,6 +95,10 @@ class FakePciKernel(Kernel):
 
     def probe(self, bdf: str) -> None:
         """The driver of driver_override takes the device; else its own one, unless the PF has that switched off."""
+        with self._one_at_a_time:
+            self._probe(bdf)
+
+    def _probe(self, bdf: str) -> None:
         record = self.sysfs.read_one(bdf)
         assert record is not None
         if record.driver:

@@ -137,7 +137,7 @@ def _build(scratch: Path, name: str) -> None:
         shutil.rmtree(rootfs / waste, ignore_errors=True)
     _python_packages(rootfs / SITE, python_of(name))
     _run("chroot", rootfs, "python3", "-m", "compileall", "-q", "-j", "2", "/usr/lib/python3", f"/{SITE}", check=False)
-    for mount in ("work", "out"):
+    for mount in ("tree", "out"):
         (rootfs / mount).mkdir()
     root = done / "root.img"
     features = "^has_journal,^resize_inode"

@@ -9,6 +9,6 @@ while [ ! -b /dev/vdb ] && [ $tries -lt 100 ]; do $b sleep 0.1; tries=$((tries +
 $b mount -t ext4 -o ro /dev/vda /lower || stop "no root image"
 $b mount -t tmpfs -o size=80% rw /rw; $b mkdir /rw/upper /rw/work
 $b mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /new || stop "no overlay"
-$b tar -xf /dev/vdb -C /new/work || stop "no tree"
+$b tar -xf /dev/vdb -C /new/tree || stop "no tree"
 for each in /dev /proc /sys; do $b mount --move $each /new$each; done
-exec $b switch_root /new /bin/sh /work/tests/vm/guest/init.sh
+exec $b switch_root /new /bin/sh /tree/tests/vm/guest/init.sh

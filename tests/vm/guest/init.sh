@@ -1,7 +1,7 @@
 #!/bin/sh
 # PID 1 of the VM: a small system without systemd, then pytest; the end is said on the console and in /out/rc.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 NO_COLOR=1
-export PYTHONPATH=/work:/opt/site PYTHONUNBUFFERED=1
+export PYTHONPATH=/tree:/opt/site PYTHONUNBUFFERED=1
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /run/netns /dev/pts /dev/shm /dev/hugepages
 touch /run/multus-vm
@@ -18,10 +18,10 @@ mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=none out /out ||
 /lib/systemd/systemd-udevd --daemon 2>/dev/null
 udevadm trigger --action=add --subsystem-match=net --subsystem-match=virtio-ports --subsystem-match=misc --subsystem-match=pci
 udevadm settle --timeout=60
-ln -s /work/.shim /usr/bin/multus
+ln -s /tree/.shim /usr/bin/multus
 (while sleep 2; do date > /out/beat; done) &
 echo "vm: start"
-cd /work || exit 1
+cd /tree || exit 1
 python3 -m pytest -v --color=no --junit-xml=/out/junit.xml $(cat .arguments) 2>&1
 code=$?
 dmesg > /out/dmesg
