@@ -1,5 +1,6 @@
 """A kubelet as far as devices go: PodResources and device plugin registration, on real sockets in a directory."""
 
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -96,6 +97,10 @@ class FakeKubelet:
     async def stop(self) -> None:
         """Take no more device plugins; the socket stays behind, as that of a kubelet that was killed."""
         await self._plugins.aclose()
+        path = self.directory / "device-plugins" / "kubelet.sock"
+        if path.parent.exists() and not path.exists():  # from Python 3.13 on, a server takes its socket's file with it
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

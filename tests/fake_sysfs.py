@@ -223,7 +223,7 @@ class FakeSysfs:
         """A driver that is loaded; its directory."""
         home = self.sys / "bus/pci/drivers" / name
         if not home.exists():
-            home.mkdir()
+            home.mkdir(exist_ok=True)  # asked for by two threads at once, perhaps
             for file in ("bind", "unbind", "new_id"):
                 _write(home / file, "")
         return home
