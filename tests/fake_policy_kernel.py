@@ -1,5 +1,6 @@
 """A kernel as policies change it: two cards on a fake sysfs, where a write has the effect that a kernel gives it."""
 
+import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class PolicyKernel(Sysfs):
         self.refused: dict[str, BaseException] = {}
         self.vf_netdevs = True
         self.gone: set[str] = set()
+        self._one_at_a_time = threading.Lock()  # a thread of a process that "crashed" goes on beside the next one's
 
     def call(self, text: str) -> None:
         if error := self.refused.get(text):
@@ -35,7 +37,8 @@ class PolicyKernel(Sysfs):
 
     def set_numvfs(self, bdf: str, count: int) -> None:
         self.call(f"{self.name(bdf)} has {count}")
-        self.fake.grow(bdf, count, netdevs=self.vf_netdevs)
+        with self._one_at_a_time:
+            self.fake.grow(bdf, count, netdevs=self.vf_netdevs)
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
         record = next(each for each in self.read() if each.netdev and each.netdev.ifindex == ifindex)
