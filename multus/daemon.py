@@ -1,4 +1,4 @@
-"""multusd: wires the parts together under one root task group, and keeps them in order at start, reload and stop.
+"""multusd: runs the parts under one root task group, and keeps them in order at start, reload and stop.
 
 Start: settings, journal, cluster caches, recovery of what a crash left, then the socket; so that whoever is answered is
 answered by a daemon that knows what the node holds. Stop: running calls end, new ones go to the successor, the CNI
@@ -12,54 +12,33 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
-from devices.linux.vf_kernel import LinuxKernel
-from multus import confdir, logs
-from multus.assignments import Assignments, KubeletAssignments, NoAssignments, PoolAssignments
-from multus.attach import Attacher, unmeasured
+from multus import logs
 from multus.commands import Commands
-from multus.delegates.chain import Chain
-from multus.delegates.native.registry import native_delegates
-from multus.delegates.passthru import passthru
-from multus.delegates.plugin import Runner
-from multus.delegates.sriov import Sriov
-from multus.drills import from_environment
-from multus.errors import Fault, MultusError
-from multus.hardware import make_manager, make_policies, run_manager
+from multus.errors import MultusError
+from multus.hardware import run_manager
 from multus.hotplug import Hotplug
-from multus.journal import Journal
-from multus.kube.cluster import Cluster, NoCluster
 from multus.reload import Reloader
-from multus.resolve import Resolver
 from multus.server import InterfaceAttributes, Server
 from multus.settings import DEFAULT_CONFIG, DaemonSettings
-from multus.slots import Lanes, Slots
 from multus.spool import Spool
 from multus.upkeep import Upkeep
+from multus.wiring import DaemonError, Parts, wire
 
 if TYPE_CHECKING:
-    from devices.manager import Manager
-    from multus.kube.claims import Claims
     from multus.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RECOVERY = 30.0  # seconds that attaches wait for leftovers to be undone; the rest goes on beside them
-
-
-class DaemonError(MultusError):
-    """The daemon cannot start."""
-
-    fault: ClassVar[Fault] = Fault.OPERATOR
 
 
 class Daemon:
@@ -95,78 +74,31 @@ async def serve(path: Path, *, env: Mapping[str, str]) -> None:
     reloader = Reloader(path, node_name=env.get("MULTUS_NODE_NAME", ""))
     settings = reloader.current
     _complain((*configure_logs(settings), *settings.warnings))
+    reloader.on_change(lambda _, new: _complain(configure_logs(new)))
     directory = Path(settings.cni_dir)
-    boot_id = (await anyio.Path(_BOOT_ID).read_text(encoding="ascii")).strip()
     async with AsyncExitStack() as stack:
         stack.enter_context(_Lock(directory))
         spool = Spool(directory / "spool")
         await anyio.to_thread.run_sync(spool.prepare)
-        metrics = _metrics(settings)
-        cluster, claims = await _cluster(settings, stack, metrics)
-        journal = await stack.enter_async_context(Journal.open(directory / "journal.db"))
-        step = from_environment(env)
-        slots, lanes = Slots(settings.max_concurrent_delegates), Lanes()
-        reloader.on_change(lambda old, new: slots.resize(new.max_concurrent_delegates - old.max_concurrent_delegates))
-        reloader.on_change(lambda _, new: _complain(configure_logs(new)))
-        chain = _chain(lambda: reloader.current, journal, boot_id)
-        devinfo_dir = Path(settings.device_info_dir)
-        measure = metrics.delegate if metrics else unmeasured
-        deadline = settings.delegate_timeout + 10
-        attacher = Attacher(chain, slots, devinfo_dir=devinfo_dir, deadline=deadline, step=step, measure=measure)
-        manager = make_manager(settings, journal)
-        policies = await make_policies(settings, journal, manager)
-        assignments = _assignments(settings, claims, manager, journal)
-        own = assignments if isinstance(assignments, PoolAssignments) else None
-        upkeep = Upkeep(
-            journal=journal,
-            attacher=attacher,
-            chain=chain,
-            lanes=lanes,
-            cluster=cluster,
-            boot_id=boot_id,
-            removed=own.removed if own else None,
-        )
-        commands = Commands(
-            settings=lambda: reloader.current,
-            resolver=Resolver(
-                cluster=cluster,
-                assignments=assignments,
-                files=confdir.Files(),
-                sequential=lambda: reloader.current.attach_order == "sequential",
-                device_info_dir=settings.device_info_dir,
-            ),
-            journal=journal,
-            attacher=attacher,
-            chain=chain,
-            lanes=lanes,
-            upkeep=upkeep,
-            cluster=cluster,
-            devinfo_dir=devinfo_dir,
-            boot_id=boot_id,
-            step=step,
-        )
-        hotplug = Hotplug(journal=journal, attacher=attacher, chain=chain, slots=slots, lanes=lanes)
-        daemon = Daemon(commands, hotplug, metrics)
+        parts = await wire(reloader, stack, env=env)
+        daemon = Daemon(parts.commands, parts.hotplug, parts.metrics)
         server = Server(Path(settings.socket_path), daemon, limit=settings.connection_limit or 256)
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signal, group.cancel_scope, server)
-            await group.start(cluster.run)
-            if manager is not None:
-                await group.start(run_manager, manager)
-            await _recover(group, upkeep)
-            if own is not None:
-                await own.collect()
-            if policies is not None:  # not before: what leftovers hold is held
-                await group.start(policies.run)
-            await group.start(upkeep.run)
+            await group.start(parts.cluster.run)
+            if parts.manager is not None:
+                await group.start(run_manager, parts.manager)
+            await _recover(group, parts.upkeep)
+            if parts.pool is not None:
+                await parts.pool.collect()
+            if parts.policies is not None:  # not before: what leftovers hold is held
+                await group.start(parts.policies.run)
+            await group.start(parts.upkeep.run)
             await group.start(server.serve)
-            await group.start(spool.run, commands.spooled)
+            await group.start(spool.run, parts.commands.spooled)
             await group.start(reloader.run)
-            if metrics:
-                metrics.watch_queue(lambda: slots.waiting)
-                if manager is not None:
-                    metrics.watch_devices(manager.statistics)
-                await group.start(_serve_metrics, settings, metrics, journal)
+            if parts.metrics is not None:
+                await group.start(_serve_metrics, settings, parts.metrics, parts)
             if settings.multus_config_file != "none":
                 await _keep_conf(group, reloader)
             gc.collect()
@@ -192,71 +124,20 @@ def configure_logs(settings: DaemonSettings) -> list[str]:
     )
 
 
-def _chain(settings: Callable[[], DaemonSettings], journal: Journal, boot_id: str) -> Chain:
-    runner = Runner(chroot=settings().chroot_dir, timeout=lambda: settings().delegate_timeout)
-    sriov = Sriov(runner, journal.records, LinuxKernel(), boot_id=boot_id)
-    native = native_delegates(settings().native_delegates, runner, root=settings().chroot_dir)
-    return Chain(
-        runner,
-        in_process={"passthru": passthru, "sriov": sriov, **native},
-        bin_dirs=lambda: (settings().bin_dir,),
-    )
-
-
-def _assignments(
-    settings: DaemonSettings, claims: "Claims | None", manager: "Manager | None", journal: Journal
-) -> Assignments:
-    """Devices come from the kubelet where there is one, as under an API server; a folder of YAML has none."""
-    if settings.manifests:
-        return PoolAssignments(manager, journal.all, grace=settings.add_timeout + 10) if manager else NoAssignments()
-    return KubeletAssignments(Path(settings.kubelet_dir), claims)
-
-
-def _metrics(settings: DaemonSettings) -> "Metrics | None":
-    if not settings.metrics_port:
-        return None
-    from multus.metrics import Metrics
-
-    return Metrics()
-
-
 async def _serve_metrics(
     settings: DaemonSettings,
     metrics: "Metrics",
-    journal: Journal,
+    parts: Parts,
     *,
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     from multus.metrics import listening, serve
 
+    metrics.watch_queue(lambda: parts.slots.waiting)
+    if parts.manager is not None:
+        metrics.watch_devices(parts.manager.statistics)
     async with listening(settings.metrics_bind, settings.metrics_port or 0) as listener:
-        await serve(metrics, listener, journal.all, task_status=task_status)
-
-
-async def _cluster(
-    settings: DaemonSettings, stack: AsyncExitStack, metrics: "Metrics | None" = None
-) -> tuple[Cluster, "Claims | None"]:
-    """The cluster as configured; the libraries of one that is not used are not even imported."""
-    if settings.manifests:
-        from multus.kube.folder import FolderCluster
-
-        return FolderCluster(Path(settings.manifests), node=settings.node_name), None
-    if settings.kubeconfig or os.environ.get("KUBERNETES_SERVICE_HOST"):
-        from multus.kube.api import Api
-        from multus.kube.live import LiveCluster
-
-        if not settings.node_name:
-            raise DaemonError(
-                "the node's name is not known",
-                hint='set "nodeName" in the configuration, or MULTUS_NODE_NAME from spec.nodeName in the DaemonSet',
-            )
-        api = await stack.enter_async_context(Api.open(settings.kubeconfig))
-        if metrics:
-            api.observe = metrics.requested
-        live = LiveCluster(api, settings.node_name)
-        return live, live
-    logger.warning("neither kubeconfig nor manifests is set: pods get the node's networks, and no others")
-    return NoCluster(), None
+        await serve(metrics, listener, parts.journal.all, task_status=task_status)
 
 
 async def _recover(group: anyio.abc.TaskGroup, upkeep: Upkeep) -> None:

@@ -18,7 +18,6 @@ from devices.manager import Manager
 from multus.assignments import KubeletAssignments, NoAssignments, PoolAssignments
 from multus.cni.request import Command, Request
 from multus.confdir import Files
-from multus.daemon import _assignments
 from multus.errors import NodeError
 from multus.hardware import InUse, config_path, make_manager, run_manager
 from multus.journal import Journal
@@ -29,6 +28,7 @@ from multus.sandbox import Attachment, Sandbox, State
 from multus.settings import DaemonSettings, net_conf
 from multus.slots import Lanes
 from multus.upkeep import Upkeep
+from multus.wiring import _assignments
 from tests.fake_kubelet import FakeKubelet
 from tests.fake_sysfs import FakeSysfs
 
