@@ -26,6 +26,7 @@ from multus.sandbox import Sandbox, State
 from multus.settings import DaemonSettings, NetConf
 from multus.slots import Gone, Lanes
 from multus.status import StatusEntry, network_status
+from multus.timeline import queued, span
 from multus.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Adder:
         limit = self._settings().add_timeout
         try:
             async with self._lanes.adding(request.container_id, request.ifname):
+                queued()
                 with anyio.fail_after(limit):
                     return await self._alone(request, net)
         except TimeoutError:
@@ -102,7 +104,8 @@ class Adder:
         results: dict[int, Result] = {}
         try:
             self._step("add:planned")
-            await self._journal.begin(sandbox)
+            with span("journal"):
+                await self._journal.begin(sandbox)
             self._step("add:begun")
             result = await self._attach(sandbox, pod, plan, results)
             self._step("add:answer")
@@ -116,7 +119,8 @@ class Adder:
 
     async def _already(self, request: Request, net: NetConf) -> bytes | None:
         """What the journal knows of this very container: the answer to repeat, or leftovers, which are undone."""
-        old = await self._journal.get((request.container_id, request.ifname))
+        with span("journal"):
+            old = await self._journal.get((request.container_id, request.ifname))
         if old is None:
             return None
         if old.state is State.ATTACHED and old.result is not None:
@@ -134,7 +138,7 @@ class Adder:
         return None
 
     async def _sandbox(self, request: Request, pod: Pod, plan: Plan) -> Sandbox:
-        with from_devices():
+        with span("sandbox"), from_devices():
             identity, names = await anyio.to_thread.run_sync(look_into, request.netns)
         if identity is None:
             raise CNIError(
@@ -168,7 +172,8 @@ class Adder:
         await self._attacher.attach(sandbox, confs, results)
         decisions = {item.attachment.ifname: item.gateways for item in plan.attachments}
         by_ifname = {item.ifname: results[item.position] for item in sandbox.attachments}
-        corrected = await apply_gateways(sandbox.netns, by_ifname, decisions)
+        with span("routes"):
+            corrected = await apply_gateways(sandbox.netns, by_ifname, decisions)
         self._step("add:routed")
         entries = []
         for item in sandbox.attachments:
@@ -184,12 +189,13 @@ class Adder:
             )
         status = network_status(entries)
         result = corrected[sandbox.attachments[0].ifname]
-        await self._journal.attached(
-            sandbox.key,
-            encode_result(result, SUPPORTED[-1]),
-            [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
-            status if pod.name else None,
-        )
+        with span("journal"):
+            await self._journal.attached(
+                sandbox.key,
+                encode_result(result, SUPPORTED[-1]),
+                [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
+                status if pod.name else None,
+            )
         self._step("add:recorded")
         if pod.name:
             await self._write_status(sandbox, pod, status)
@@ -199,14 +205,14 @@ class Adder:
     async def _write_status(self, sandbox: Sandbox, pod: Pod, status: str) -> None:
         """One PATCH. A pod whose networks stand is not failed for an API server that is away: it is told later."""
         try:
-            with anyio.fail_after(_STATUS_WAIT):
+            with anyio.fail_after(_STATUS_WAIT), span("status"):
                 await self._cluster.set_network_status(pod, status)
         except (TimeoutError, ClusterError) as error:
             logger.warning("pod %s/%s: network-status is written later: %s", pod.namespace, pod.name, error)
             self._upkeep.wake()
             return
         self._step("add:status")
-        with suppress(JournalError):  # then it is written once more
+        with suppress(JournalError), span("journal"):  # then it is written once more
             await self._journal.status_written(sandbox.key, status)
 
     async def _announce(self, sandbox: Sandbox, pod: Pod, results: Mapping[str, Result]) -> None:
@@ -216,7 +222,8 @@ class Adder:
         for item in sandbox.attachments:
             ips = " ".join(ip.address for ip in results[item.ifname].ips)
             message = f"Add {item.ifname} [{ips}] from {item.network}"
-            await self._cluster.event(pod, kind="Normal", reason="AddedInterface", message=message)
+            with span("events"):
+                await self._cluster.event(pod, kind="Normal", reason="AddedInterface", message=message)
 
     async def _undo(self, sandbox: Sandbox, results: Mapping[int, Result]) -> None:
         # Some plugins, as firewall, undo nothing without the result of the ADD.

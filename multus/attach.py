@@ -6,8 +6,9 @@ be done.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +19,13 @@ from devices.linux.netns import identity, interface_names
 from multus import devinfo
 from multus.cni.conf import NetworkConf, parse_conf
 from multus.cni.errors import CNIError, to_cni
-from multus.cni.result import Result, parse_result
+from multus.cni.result import SUPPORTED, Result, encode_result, parse_result
 from multus.delegates.chain import Chain, Target
 from multus.delegates.plugin import PluginError
 from multus.errors import Fault, MultusError, from_devices
 from multus.sandbox import Attachment, Sandbox
 from multus.slots import Priority, Slots
+from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,14 @@ Measure = Callable[[str, str, str], AbstractContextManager[None]]
 def unmeasured(command: str, network: str, kind: str) -> AbstractContextManager[None]:
     """Nobody looks."""
     return nullcontext()
+
+
+HalfDone = Callable[[tuple[str, str], int, bytes], Awaitable[None]]
+"""Told what the plugins of an attachment have come to: the sandbox's key, its position, a CNI result."""
+
+
+async def forgotten(key: tuple[str, str], position: int, result: bytes) -> None:
+    """Nobody keeps it."""
 
 
 class AttachError(MultusError):
@@ -82,6 +92,7 @@ class Attacher:
         deadline: float,
         step: Step,
         measure: Measure = unmeasured,
+        half_done: HalfDone = forgotten,
     ) -> None:
         self._chain = chain
         self._slots = slots
@@ -89,6 +100,7 @@ class Attacher:
         self._deadline = deadline
         self._step = step
         self._measure = measure
+        self._half_done = half_done
 
     async def attach(self, sandbox: Sandbox, confs: Mapping[int, NetworkConf], results: dict[int, Result]) -> None:
         """Attach every network of the sandbox; `results` get each one's by position, also when others fail.
@@ -102,9 +114,12 @@ class Attacher:
         async def run(item: Attachment) -> None:
             async with AsyncExitStack() as held:
                 with waiting[item.position] as wait:
-                    for position in item.after:
-                        await finished[position].wait()
-                    await held.enter_async_context(self._slots.hold(Priority.ADD))
+                    if item.after:
+                        with span("after", ifname=item.ifname):
+                            for position in item.after:
+                                await finished[position].wait()
+                    with span("turn", ifname=item.ifname):
+                        await held.enter_async_context(self._slots.hold(Priority.ADD))
                 if wait.cancelled_caught:
                     return
                 try:
@@ -132,10 +147,15 @@ class Attacher:
                 devinfo.publish, self._devinfo, item.resource, item.device_id, item.device_info
             )
         self._step(f"add:start:{item.position}")
-        with self._measure("ADD", item.network, _kind(conf)):
-            result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns))
+        with self._measure("ADD", item.network, _kind(conf)), span("network", item.network, item.ifname):
+            note = partial(self._note, sandbox.key, item.position)
+            result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns), note=note)
         self._step(f"add:done:{item.position}")
         return result
+
+    async def _note(self, key: tuple[str, str], position: int, result: Result) -> None:
+        """Some plugins, as firewall, undo nothing without a result: a crash of this process must not lose it."""
+        await self._half_done(key, position, encode_result(result, SUPPORTED[-1]))
 
     async def take_down(self, sandbox: Sandbox, only: Iterable[int] | None = None) -> None:
         """Delete every attachment (or `only` those positions), dependents first, and go on past failures.
@@ -173,14 +193,15 @@ class Attacher:
 
     async def _take_down_one(self, sandbox: Sandbox, item: Attachment, netns: str) -> None:
         conf = parse_conf(item.conf, where=f"journal of {item.network}")
-        previous = parse_result(item.result, where="journal") if item.result else None
+        known = item.result or item.partial
+        previous = parse_result(known, where="journal") if known else None
         self._step(f"del:start:{item.position}")
         target = _target(sandbox, item, netns)
         try:
-            with self._measure("DEL", item.network, _kind(conf)):
+            with self._measure("DEL", item.network, _kind(conf)), span("removal", item.network, item.ifname):
                 await self._chain.delete(conf, target, previous)
         except PluginError as error:
-            if previous is not None or await _stands(item, netns):
+            if item.result is not None or await _stands(item, netns):
                 raise
             # Its ADD did not succeed, and there is no such interface. A plugin that cannot even begin its DEL, as
             # macvlan without its master, would be asked for ever, once for every try to start the pod.

@@ -27,6 +27,7 @@ from multus.sandbox import Sandbox, State
 from multus.settings import DaemonSettings, NetConf, net_conf
 from multus.slots import Gone, Lanes
 from multus.stored import stored_at
+from multus.timeline import queued
 from multus.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -110,10 +111,14 @@ class Commands:
         if sandbox is not None and sandbox.created > stored_at(request.nonce, default=sandbox.created):
             logger.warning("a stored DEL of container %s is older than its ADD: dropped", request.container_id)
             return
-        await self.cni(env, conf)
+        net = await self._net(request, conf, stored=True)
+        with anyio.CancelScope(shield=True):
+            await self._delete(request, net)
 
-    async def _net(self, request: Request, conf: bytes) -> NetConf:
+    async def _net(self, request: Request, conf: bytes, *, stored: bool = False) -> NetConf:
         """The request's configuration. What was attached is in the journal: its DEL needs none that can still be used.
+
+        Nor does one that was `stored`: nobody is left who could send a better one.
 
         :raises MultusError: it cannot be used.
         """
@@ -122,7 +127,8 @@ class Commands:
             return net_conf(settings, conf)
         except MultusError as error:
             key = (request.container_id, request.ifname)
-            if request.command is not Command.DEL or not (key in self._gone or await self._journal.get(key)):
+            needed = not (stored or key in self._gone or await self._journal.get(key))
+            if request.command is not Command.DEL or needed:
                 raise
             logger.warning("DEL of container %s goes on without its configuration: %s", request.container_id, error)
             return NetConf(cni_dir=settings.cni_dir)
@@ -131,6 +137,7 @@ class Commands:
         key = (request.container_id, request.ifname)
         waited = await self._journal.get(key) if self._lanes.busy(request.container_id) else None
         async with self._lanes.holding(request.container_id, request.ifname, calling_off=True):
+            queued()
             if key in self._gone:
                 return
             sandbox = await self._journal.get(key) or await self._forgotten(request, net)

@@ -30,6 +30,7 @@ from multus.reload import Reloader
 from multus.server import InterfaceAttributes, Server
 from multus.settings import DEFAULT_CONFIG, DaemonSettings
 from multus.spool import Spool
+from multus.timeline import Timelines
 from multus.upkeep import Upkeep
 from multus.wiring import DaemonError, Parts, wire
 
@@ -48,18 +49,21 @@ class Daemon:
         self._commands = commands
         self._metrics = metrics
         self._hotplug = hotplug
+        self.timelines = Timelines(observe=metrics.phase if metrics else None)
         self.not_ready = "multusd is starting"
 
     async def cni(self, env: Mapping[str, str], conf: bytes) -> bytes:
         """One CNI call of the runtime."""
-        if self._metrics is None:
-            return await self._commands.cni(env, conf)
-        with self._metrics.call(env.get("CNI_COMMAND", "")):
-            return await self._commands.cni(env, conf)
+        with self.timelines.recording(env):
+            if self._metrics is None:
+                return await self._commands.cni(env, conf)
+            with self._metrics.call(env.get("CNI_COMMAND", "")):
+                return await self._commands.cni(env, conf)
 
     async def delegate(self, env: Mapping[str, str], conf: bytes, attributes: InterfaceAttributes) -> bytes:
         """One CNI call for one interface of a running pod."""
-        return await self._hotplug.call(dict(env), conf, attributes)
+        with self.timelines.recording(env):
+            return await self._hotplug.call(dict(env), conf, attributes)
 
     def ready(self) -> tuple[bool, str]:
         """Whether attaches can be served now, and if not, why."""
@@ -82,7 +86,8 @@ async def serve(path: Path, *, env: Mapping[str, str]) -> None:
         await anyio.to_thread.run_sync(spool.prepare)
         parts = await wire(reloader, stack, env=env)
         daemon = Daemon(parts.commands, parts.hotplug, parts.metrics)
-        server = Server(Path(settings.socket_path), daemon, limit=settings.connection_limit or 256)
+        limit = settings.connection_limit or 256
+        server = Server(Path(settings.socket_path), daemon, limit=limit, timelines=daemon.timelines.encode)
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signal, group.cancel_scope, server)
             await group.start(parts.cluster.run)

@@ -5,6 +5,7 @@ FULL): it is what a power cut must not lose, because IPAM files outlive the kern
 this process, for which the page cache suffices: after a power cut the boot id differs and everything is undone anyway.
 """
 
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,8 @@ import msgspec
 from multus.database import Database, JournalError, read_only
 from multus.records import RECORDS, Records
 from multus.sandbox import Attachment, Sandbox, State
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SCHEMA_VERSION", "Journal", "JournalError", "read_journal"]
 
@@ -37,6 +40,7 @@ CREATE TABLE attachment (
 CREATE INDEX attachment_device ON attachment (device_id) WHERE device_id <> '';
 """,
     RECORDS,
+    "ALTER TABLE attachment ADD COLUMN partial BLOB;",
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 
@@ -106,6 +110,13 @@ class Journal:
         """The result of one attachment."""
         await self._execute(
             "UPDATE attachment SET result = ? WHERE container_id = ? AND sandbox_ifname = ? AND position = ?",
+            (result, *key, position),
+        )
+
+    async def half_done(self, key: tuple[str, str], position: int, result: bytes) -> None:
+        """What the plugins of one attachment have come to, before the next of them runs."""
+        await self._execute(
+            "UPDATE attachment SET partial = ? WHERE container_id = ? AND sandbox_ifname = ? AND position = ?",
             (result, *key, position),
         )
 
@@ -202,10 +213,10 @@ def _columns(sandbox: Sandbox) -> tuple[Any, ...]:
 
 def _insert(connection: sqlite3.Connection, key: tuple[str, str], attachments: Sequence[Attachment]) -> None:
     connection.executemany(
-        f"INSERT INTO attachment VALUES ({_marks(8)})",  # noqa: S608
+        f"INSERT INTO attachment VALUES ({_marks(9)})",  # noqa: S608
         [
-            (*key, item.position, item.network, item.ifname, item.device_id, _BODY.encode(item), item.result)
-            for item in attachments
+            (*key, each.position, each.network, each.ifname, each.device_id, _BODY.encode(each), each.result, None)
+            for each in attachments
         ],
     )
 
@@ -219,16 +230,33 @@ def _select(connection: sqlite3.Connection, where: str, values: tuple[str, ...])
 def _sandbox(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Sandbox:
     fields = dict(zip(Sandbox.__struct_fields__, row, strict=False))
     rows = connection.execute(
-        "SELECT body, result FROM attachment WHERE container_id = ? AND sandbox_ifname = ? ORDER BY position",
+        "SELECT position, network, ifname, device_id, body, result, partial FROM attachment "
+        "WHERE container_id = ? AND sandbox_ifname = ? ORDER BY position",
         row[:2],
     )
+    attachments = tuple(_attachment(row[0], *each) for each in rows.fetchall())
     try:
-        attachments = tuple(
-            msgspec.structs.replace(_FROM_BODY.decode(body), result=result) for body, result in rows.fetchall()
-        )
-        return Sandbox(**(fields | {"state": State(fields["state"]), "attachments": attachments}))
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise JournalError(
-            f"the journal's record of container {row[0]} cannot be understood: {error}",
-            hint="was it written by another version? run that one",
-        ) from error
+        state = State(fields["state"])
+    except ValueError:  # nothing is done to it before the runtime says what
+        logger.error("the journal's record of container %s is damaged: state %r", row[0], fields["state"])
+        state = State.ATTACHED
+    return Sandbox(**(fields | {"state": state, "attachments": attachments}))
+
+
+def _attachment(
+    container_id: str,
+    position: int,
+    network: str,
+    ifname: str,
+    device_id: str,
+    body: bytes,
+    result: bytes | None,
+    partial: bytes | None,
+) -> Attachment:
+    """One that cannot be understood has no conf: its device stays taken, and its DEL fails and says so."""
+    try:
+        item = _FROM_BODY.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        logger.error("the journal's record of %s of container %s is damaged: %s", network, container_id, error)
+        item = Attachment(position=position, network=network, ifname=ifname, device_id=device_id, conf=b"")
+    return msgspec.structs.replace(item, result=result, partial=partial)

@@ -5,6 +5,7 @@ import logging
 import logging.handlers
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Final, Literal
@@ -22,6 +23,10 @@ LEVELS: Final = {
     "info": logging.INFO,
     "debug": logging.DEBUG,
 }
+
+# What a 0 means upstream.
+_SIZE: Final = 100
+_ALL: Final = 1000
 
 
 def configure(
@@ -108,13 +113,12 @@ def _stamp(record: logging.LogRecord) -> str:
 
 
 def _file(path: str, options: LogOptions) -> logging.Handler:
-    handler = _Rotating(
-        path, maxBytes=options.max_size * 1024 * 1024, backupCount=options.max_backups, encoding="utf-8"
-    )
+    size = (options.max_size or _SIZE) * 1024 * 1024
+    handler = _Rotating(path, maxBytes=size, backupCount=options.max_backups or _ALL, encoding="utf-8")
     handler.max_age = options.max_age * 86_400
     if options.compress:
         handler.namer = lambda name: f"{name}.gz"
-        handler.rotator = _compress
+        handler.rotator = handler.compress
     return handler
 
 
@@ -122,8 +126,27 @@ class _Rotating(logging.handlers.RotatingFileHandler):
     """Rotates by size; what is older than `max_age` seconds goes when it does (0: nothing goes for its age)."""
 
     max_age = 0
+    _packing: threading.Thread | None = None
+
+    def compress(self, source: str, target: str) -> None:
+        """Set the file aside at once; it is packed in a thread, for whoever logs serves pods meanwhile."""
+        aside = f"{target}.plain"
+        Path(source).replace(aside)
+        self._packing = threading.Thread(target=_pack, args=(aside, target), name="log compression")
+        self._packing.start()
+
+    def settle(self) -> None:
+        """Wait for what is being packed."""
+        if self._packing is not None:
+            self._packing.join()
+
+    def close(self) -> None:
+        """Once all is on disk."""
+        self.settle()
+        super().close()
 
     def doRollover(self) -> None:  # noqa: N802 (the library's name)
+        self.settle()  # the names are about to move on
         super().doRollover()
         if self.max_age <= 0:
             return
@@ -133,7 +156,10 @@ class _Rotating(logging.handlers.RotatingFileHandler):
                 old.unlink(missing_ok=True)
 
 
-def _compress(source: str, target: str) -> None:
-    with Path(source).open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
-        shutil.copyfileobj(plain, packed)
-    Path(source).unlink()
+def _pack(source: str, target: str) -> None:
+    try:
+        with Path(source).open("rb") as plain, gzip.open(target, "wb", compresslevel=6) as packed:
+            shutil.copyfileobj(plain, packed)
+        Path(source).unlink()
+    except OSError as error:  # the log itself may be what is full
+        print(f"cannot compress {source}: {error.strerror or error}", file=sys.stderr)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BUCKETS: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)  # seconds
+_PHASE_BUCKETS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
 _MAX_REQUEST: Final = 16 * 1024
 _PATIENCE: Final = 10.0  # seconds for one scrape, from its first byte to our last
 _SCRAPES: Final = 8  # at once
@@ -70,6 +71,13 @@ class Metrics:
             "One network of one pod, all its plugins, without waiting for a turn.",
             ["command", "network", "delegate", "outcome"],
             buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._phases = Histogram(
+            "multus_phase_seconds",
+            "Phases of ADDs and DELs; those of networks that run side by side add up to more than the call.",
+            ["command", "phase"],
+            buckets=_PHASE_BUCKETS,
             registry=self._registry,
         )
         self._waiting = Gauge(
@@ -108,6 +116,10 @@ class Metrics:
         """Measure the block as one network's attachment or detachment; `kind` is its first plugin's type."""
         with _timed(lambda outcome, took: self._delegates.labels(command, network, kind, outcome).observe(took)):
             yield
+
+    def phase(self, command: str, phase: str, seconds: float) -> None:
+        """A phase of a call took that long (`multus.timeline`)."""
+        self._phases.labels(command, phase).observe(seconds)
 
     def requested(self, request: "Request", status: int) -> None:
         """The API server answered a request with `status`, or did not: 0."""

@@ -27,6 +27,7 @@ from multus.networks.selection import Selection, parse_default_network, parse_se
 from multus.plan import Origin, Plan, Wanted, make_plan
 from multus.sandbox import Sandbox, State
 from multus.settings import NetConf
+from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +65,12 @@ class Resolver:
         :raises PodGoneError: when the cluster knows no such pod.
         :raises ClusterError: when it could not be asked, or the pod is another one of that name.
         """
-        pod = await self._pod(pod_ref(request.args))
-        wanted = await self.wanted(pod, net)
-        share = await self._devices(pod, wanted)
-        return pod, self._make(request, net, wanted, share)
+        with span("resolve"):
+            pod = await self._pod(pod_ref(request.args))
+            wanted = await self.wanted(pod, net)
+            share = await self._devices(pod, wanted)
+        with span("plan"):
+            return pod, self._make(request, net, wanted, share)
 
     async def default_network(self, net: NetConf) -> NetworkConf:
         """The cluster's default network.

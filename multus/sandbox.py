@@ -19,7 +19,8 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """One network of a sandbox, with all that a DEL needs when nothing else is left.
 
     `conf` is the exact network configuration that ran, `runtime` the capability arguments, `args` the CNI_ARGS pairs,
-    `after` the positions it waited for, `result` the CNI 1.1.0 result or None before it was attached.
+    `after` the positions it waited for, `result` the CNI 1.1.0 result or None before it was attached, `partial` what
+    plugins had come to before the last one that began: all that is known of an ADD that was cut short.
     """
 
     position: int
@@ -35,6 +36,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     after: tuple[int, ...] = ()
     device_info: str = ""
     result: bytes | None = None
+    partial: bytes | None = None
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ The first byte tells them apart: NUL begins a frame (`multus.wire`), a letter HT
 """
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,8 @@ import msgspec
 from multus.calls import Calls
 from multus.cni.errors import CNIError, Code
 from multus.listener import ListenerError, listen, trusted
-from multus.upstream import Answer, Exchange, InterfaceAttributes, Probe, conclude, failure
+from multus.timeline import received
+from multus.upstream import Answer, Exchange, InterfaceAttributes, Probe, TimelineQuery, conclude, failure
 from multus.wire import HEADER_SIZE, MAX_OUTPUT, FrameError, RequestFrame, decode_request, encode_response, request_size
 
 __all__ = ["Handler", "InterfaceAttributes", "ListenerError", "Server"]
@@ -46,7 +47,7 @@ class Server:
 
     `limit` calls that take resources (ADD, CHECK, STATUS) are with the handler at a time; DEL, GC and health probes
     do not wait for them. At most `connections` are held; further ones wait in the kernel's queue. A request must
-    arrive, and its answer be taken, within `peer_seconds`.
+    arrive, and its answer be taken, within `peer_seconds`. `timelines` tells where a container's calls spent time.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Server:
         connections: int = 1024,
         peer_seconds: float = 10.0,
         drain_seconds: float = 20.0,
+        timelines: Callable[[str], bytes] = lambda container: b"[]",
     ) -> None:
         self._path = socket_path
         self._handler = handler
@@ -65,6 +67,7 @@ class Server:
         self._room = anyio.Semaphore(connections)
         self._peer_seconds = peer_seconds
         self._drain_seconds = drain_seconds
+        self._timelines = timelines
         self._accepting = anyio.CancelScope()
         self._stopped: anyio.Event | None = None
 
@@ -121,6 +124,7 @@ class Server:
                     return
                 with anyio.fail_after(self._peer_seconds):
                     begin = await stream.receive()
+                received()
                 if begin[0] == 0:
                     await self._frame(stream, begin)
                 elif begin[:1].isalpha():
@@ -161,6 +165,8 @@ class Server:
                 request = exchange.feed(await stream.receive())
         if isinstance(request, Probe):
             request = self._health(request)
+        elif isinstance(request, TimelineQuery):
+            request = Answer(body=self._timelines(request.container))
         if isinstance(request, Answer):
             await self._send(stream, exchange.answer(request))
             return

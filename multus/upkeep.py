@@ -15,6 +15,7 @@ from multus.journal import Journal, JournalError
 from multus.kube.cluster import Cluster, ClusterError
 from multus.sandbox import Sandbox, State
 from multus.slots import Lanes
+from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ class Upkeep:
         """
         if sandbox.state is not State.DELETING:
             try:
-                await self._journal.deleting(sandbox.key)
+                with span("journal"):
+                    await self._journal.deleting(sandbox.key)
             except JournalError as error:  # a full disk must not keep what a DEL would give back
                 logger.error("sandbox %s is taken down without the mark that it is: %s", sandbox.container_id, error)
         try:
@@ -67,7 +69,8 @@ class Upkeep:
             await self._journal.failed(sandbox.key)
             self.wake()
             raise
-        await self._journal.forget(sandbox.key)
+        with span("journal"):
+            await self._journal.forget(sandbox.key)
         if self._removed is not None:
             await self._removed(sandbox)
 
@@ -165,12 +168,15 @@ class Upkeep:
         """
         known = {(item.container_id, item.ifname) for item in valid}
         errors: list[str] = []
-        held: list[Sandbox] = []
+        given_up = set()
         for sandbox in await self._journal.all():
             if sandbox.key in known or self._lanes.busy(sandbox.container_id):
-                held.append(sandbox)
-            elif not await self._try_remove(sandbox):
+                continue
+            if not await self._try_remove(sandbox):
+                given_up.add(sandbox.key)
                 errors.append(f"{sandbox.container_id} of pod {_pod(sandbox)} could not be removed")
+        # Read once more: removing takes time, and what was attached meanwhile is nobody's garbage.
+        held = [sandbox for sandbox in await self._journal.all() if sandbox.key not in given_up]
         held += [sandbox for sandbox in legacy if sandbox.key in known]
         errors += await self._collect_networks(known, held, default, path)
         if errors:

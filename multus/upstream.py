@@ -6,11 +6,14 @@ An older shim (during an upgrade) and the hot-plug controller speak it:
     POST /delegate  the same and "interfaceAttributes": {"ips": [...], "mac": "...", "cni-args": {...}}
     GET or POST /healthz, /readyz
 
+and, of our own, what `multusctl attach --timeline` asks: GET /timelines, or /timelines?container=ID.
+
 200 carries {"Result": <result of CNI 1.0.0>} for an ADD and nothing otherwise; an error is 400 with the CNI error.
 Source: multus-cni v4.3, pkg/server. One request a connection, as its client does it.
 """
 
 from collections.abc import Mapping
+from urllib.parse import parse_qs
 
 import h11
 import msgspec
@@ -23,6 +26,7 @@ MAX_BODY = MAX_CONF * 4 // 3 + 2 * MAX_ENV  # base64, and JSON's escapes in the 
 _MAX_HEAD = 32 * 1024
 _COMMANDS = {"/cni": ("ADD", "DEL", "CHECK", "STATUS", "GC"), "/delegate": ("ADD", "DEL", "CHECK", "STATUS")}
 _PROBES = ("/healthz", "/readyz")
+_TIMELINES = "/timelines"
 
 
 class InterfaceAttributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +58,12 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     readiness: bool
 
 
+class TimelineQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A question for where the last calls' time went; of one `container`, or "" for all."""
+
+    container: str = ""
+
+
 class _Attributes(msgspec.Struct):
     ips: list[str] | None = None
     mac: str | None = None
@@ -79,7 +89,7 @@ class Exchange:
         self._request: h11.Request | None = None
         self._body = bytearray()
 
-    def feed(self, data: bytes) -> Call | Probe | Answer | None:
+    def feed(self, data: bytes) -> Call | Probe | TimelineQuery | Answer | None:
         """The request, once `data` (b"" for the end of the stream) completes it. Never raises."""
         try:
             self._http.receive_data(data)
@@ -110,7 +120,8 @@ class Exchange:
         if answer.body:
             headers.append(("Content-Type", "application/json"))
         if answer.status == 405:
-            headers.append(("Allow", "GET, POST" if self._path() in _PROBES else "POST"))
+            allowed = "GET, POST" if self._path() in _PROBES else "GET" if self._path() == _TIMELINES else "POST"
+            headers.append(("Allow", allowed))
         head = self._http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
         if self._request is not None and self._request.method == b"HEAD":
             return head
@@ -119,11 +130,14 @@ class Exchange:
     def _path(self) -> str:
         return self._request.target.decode("ascii").partition("?")[0] if self._request else ""
 
-    def _route(self) -> Call | Probe | Answer:
+    def _route(self) -> Call | Probe | TimelineQuery | Answer:
         assert self._request is not None
         method, path = self._request.method, self._path()
         if path in _PROBES:
             return Probe(readiness=path == "/readyz") if method in (b"GET", b"POST") else Answer(status=405)
+        if path == _TIMELINES:
+            query = parse_qs(self._request.target.decode("ascii").partition("?")[2])
+            return TimelineQuery(container=query.get("container", [""])[0]) if method == b"GET" else Answer(status=405)
         if path not in _COMMANDS:
             return Answer(status=404)
         if method != b"POST":

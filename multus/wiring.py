@@ -85,7 +85,15 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
     devinfo_dir = Path(settings.device_info_dir)
     measure = metrics.delegate if metrics else unmeasured
     deadline = settings.delegate_timeout + 10
-    attacher = Attacher(chain, slots, devinfo_dir=devinfo_dir, deadline=deadline, step=step, measure=measure)
+    attacher = Attacher(
+        chain,
+        slots,
+        devinfo_dir=devinfo_dir,
+        deadline=deadline,
+        step=step,
+        measure=measure,
+        half_done=journal.half_done,
+    )
     manager = make_manager(settings, journal)
     policies = await make_policies(settings, journal, manager)
     assignments = _assignments(settings, claims, manager, journal)

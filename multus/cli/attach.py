@@ -2,6 +2,7 @@
 
 Works against any multusd. Under one with `manifests`, the pod (and the NADs beside it in the file) is put into that
 folder first, as kubectl apply would into a cluster; under one with an API server the pod has to be there.
+With --timeline they ask the daemon where the time went.
 """
 
 import argparse
@@ -10,13 +11,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from devices.linux import netns
-from multus.cli import output, runtime
+from multus.cli import output, runtime, timeline
 from multus.cli.objects import read_objects
 from multus.files import remove, replace
 from multus.kube.objects import Pod
 from multus.settings import DaemonSettings, SettingsError, load_daemon
 from multus.settings.daemon import parse_daemon
+from multus.timeline import Timeline
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
         parser.add_argument("--ifname", default="eth0", help="CNI_IFNAME (%(default)s)")
         parser.add_argument("--shim", type=Path, default=runtime.default_shim(), help="the plugin binary (%(default)s)")
         parser.add_argument("--json", action="store_true", help="print the CNI result only")
+        parser.add_argument("--timeline", action="store_true", help="show where the time went, phase by phase")
         parser.set_defaults(run=run)
 
 
@@ -53,7 +58,10 @@ def run_attach(arguments: argparse.Namespace) -> int:
                 netns.delete(_name(pod))
             raise
         if arguments.json:
-            print(json.dumps(done.result, indent=2))
+            body = done.result
+            if arguments.timeline:
+                body = {"result": body, "timeline": msgspec.to_builtins(_timeline("ADD", arguments, settings, pod))}
+            print(json.dumps(body, indent=2))
             continue
         output.heading(f"{pod.namespace}/{pod.name}")
         output.good(f"attached; network namespace {path}", done.seconds)
@@ -61,6 +69,8 @@ def run_attach(arguments: argparse.Namespace) -> int:
             ["nsenter", f"--net={path}", "ip", "-brief", "address"], capture_output=True, text=True, check=False
         )
         print(shown.stdout, end="")
+        if arguments.timeline:
+            timeline.show(_timeline("ADD", arguments, settings, pod), whole=done.seconds)
     return 0
 
 
@@ -74,9 +84,14 @@ def run_detach(arguments: argparse.Namespace) -> int:
             netns.delete(_name(pod))
         if settings.manifests:
             remove(_target(pod, settings))
-        if not arguments.json:
-            output.heading(f"{pod.namespace}/{pod.name}")
-            output.good("detached", done.seconds)
+        if arguments.json:
+            if arguments.timeline:
+                print(json.dumps({"timeline": msgspec.to_builtins(_timeline("DEL", arguments, settings, pod))}))
+            continue
+        output.heading(f"{pod.namespace}/{pod.name}")
+        output.good("detached", done.seconds)
+        if arguments.timeline:
+            timeline.show(_timeline("DEL", arguments, settings, pod), whole=done.seconds)
     return 0
 
 
@@ -103,6 +118,10 @@ def _target(pod: Pod, settings: DaemonSettings) -> Path:
 
 def _name(pod: Pod) -> str:
     return runtime.container_id(pod)
+
+
+def _timeline(command: str, arguments: argparse.Namespace, settings: DaemonSettings, pod: Pod) -> Timeline:
+    return timeline.fetch(Path(settings.socket_path), command, _name(pod), arguments.ifname)
 
 
 def _call(

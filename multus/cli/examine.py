@@ -138,7 +138,8 @@ def state(directory: Path) -> Iterator[Finding]:
 
 
 async def api_server(kubeconfig: str, node: str) -> list[Finding]:
-    """Whether the API server answers, and lets us read what we have to."""
+    """Whether the API server answers, and lets us do what we have to."""
+    from multus.cli.rights import rights
     from multus.kube.api import Api
     from multus.kube.errors import ClusterError
     from multus.kube.requests import all_nads, list_page, pods_on
@@ -156,7 +157,7 @@ async def api_server(kubeconfig: str, node: str) -> list[Finding]:
                 found.append(Finding(what=f"the API server lists {what}"))
             except ClusterError as error:
                 found.append(Finding(level="wrong", what=error.message, advice=error.hint))
-    return found
+        return [*found, *await rights(api, node)]
 
 
 def kubelet(directory: Path, *, needed: bool) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,8 +50,9 @@ def call(
     netns: str,
     ifname: str = "eth0",
     extra: Mapping[str, str] | None = None,
+    enter: Sequence[str] = (),
 ) -> Outcome:
-    """Run the plugin once.
+    """Run the plugin once; `enter` is put before its command line.
 
     :raises CNIError: what it answered. :raises RuntimeFailure: it cannot be run, or answered with nonsense.
     """
@@ -68,7 +69,7 @@ def call(
     }
     begin = time.perf_counter()
     try:
-        done = subprocess.run([str(shim)], input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
+        done = subprocess.run([*enter, str(shim)], input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeFailure(f"cannot run {shim}: {error}", hint="is it there? multusctl install, or --shim") from None
     seconds = time.perf_counter() - begin

@@ -18,11 +18,14 @@ from multus.cni.result import Result, encode_result, parse_result
 from multus.cni.versions import SUPPORTED, at_least, known
 from multus.delegates.plugin import Call
 from multus.errors import MultusError
+from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
 Delegate = Callable[[str, Call], Awaitable[bytes]]
 """Runs the named plugin and returns what it printed: a Runner, or code in this process."""
+
+Note = Callable[[Result], Awaitable[None]]
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +48,10 @@ class Chain:
         self._in_process = in_process
         self._bin_dirs = bin_dirs
 
-    async def add(self, conf: NetworkConf, target: Target) -> Result:
+    async def add(self, conf: NetworkConf, target: Target, *, note: Note | None = None) -> Result:
         """Attach; the last plugin's result. What was done before a failure is not undone here.
+
+        `note` is told what the plugins have come to before each one that follows another.
 
         :raises ConfError: a network without a name or without plugins.
         :raises CNIError: a version that we do not know, a plugin's failure, or no result from it.
@@ -54,6 +59,8 @@ class Chain:
         _usable(conf)
         result: Result | None = None
         for plugin in conf.plugins:
+            if result is not None and note is not None:
+                await note(result)
             printed = await self._run(Command.ADD, conf, plugin, target, result)
             result = parse_result(printed, where=f'plugin type="{plugin.type}"', version=conf.cni_version)
         assert result is not None
@@ -150,7 +157,8 @@ class Chain:
             args=target.args,
             path=self._bin_dirs(),
         )
-        return await self._delegate(plugin)(plugin.type, call)
+        with span("plugin", plugin.type, target.ifname):
+            return await self._delegate(plugin)(plugin.type, call)
 
     async def _run_on_node(
         self, command: Command, conf: NetworkConf, plugin: Plugin, path: Sequence[str], extra: Mapping[str, object] = {}

@@ -105,6 +105,21 @@ def test_an_add_that_nobody_waits_for_is_undone_or_deleted(make_box: Callable[..
     _gone(box)
 
 
+def test_rules_of_a_firewall_go_although_its_result_was_never_recorded(make_box: Callable[..., Box]) -> None:
+    """That plugin deletes nothing without the result of the plugins before it."""
+    box = make_box()
+    box.nad("guarded", {"cniVersion": "1.0.0", "plugins": [SECOND, {"type": "firewall", "backend": "iptables"}]})
+    sandbox = box.pod("pod", annotations={NETWORKS: "guarded"})
+    box.start(env={"MULTUS_DRILL": "add:done:1"})
+    call = _Call(box, "ADD", sandbox, MULTUS_DAEMON_TIMEOUT="0")
+    _wait_for_death(box)
+    assert isinstance(call.end(), CNIError)
+    assert "10.9.0.2" in box.host("iptables-save")
+    box.start()
+    _gone(box)
+    assert "10.9.0.2" not in box.host("iptables-save")
+
+
 @pytest.mark.parametrize("step", _steps(DEL_STEPS))
 def test_a_del_is_carried_out_by_the_next_daemon(make_box: Callable[..., Box], step: str) -> None:
     box, sandbox = _node(make_box)

@@ -232,3 +232,15 @@ async def test_version_tells_all_that_are_known(tmp_path: Path) -> None:
         "cniVersion": "1.1.0",
         "supportedVersions": list(SUPPORTED),
     }
+
+
+async def test_a_stored_del_with_a_conf_that_no_longer_works_ends(tmp_path: Path) -> None:
+    """A runtime's own DEL is refused, for it can be sent again; nobody sends a stored one again."""
+    world = World()
+    made = commands(world, "{}", tmp_path)
+    env, conf = {**ENV, "CNI_COMMAND": "DEL"}, b'{"name": "n", "delegates": "none"}'
+    with pytest.raises(SettingsError):
+        await made.cni(env, conf)
+    assert world.asked == []
+    await made.spooled(env, conf)
+    assert world.asked == ["rebuild"]

@@ -474,18 +474,34 @@ async def test_a_script_that_fails_leaves_the_old_schema(path: Path) -> None:
         assert await database.read(values) == ["old"]
 
 
-async def test_a_damaged_record_names_its_container(journal: Journal, path: Path) -> None:
+async def test_a_damaged_record_hides_no_other_and_frees_no_device(
+    journal: Journal, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await journal.begin(sandbox("c1"))
-    for damage in ("UPDATE attachment SET body = x'7b'", "UPDATE sandbox SET state = 'dancing'"):
-        with sqlite3.connect(path) as connection:
-            connection.execute(damage)
-        connection.close()
-        with pytest.raises(JournalError, match="container c1 cannot be understood"):
-            await journal.all()
-        with pytest.raises(JournalError, match="container c1 cannot be understood"):
-            read_journal(path)
+    await journal.begin(sandbox("c2"))
+    whole = await journal.all()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE attachment SET body = x'7b' WHERE container_id = 'c1'")
+        connection.execute("UPDATE sandbox SET state = 'dancing' WHERE container_id = 'c1'")
+    connection.close()
+    for found in (await journal.all(), read_journal(path)):
+        damaged, intact = found
+        assert intact == whole[1]
+        assert damaged.state is State.ATTACHED  # nothing is done to it before the runtime's DEL
+        kept = [(each.position, each.network, each.ifname, each.device_id) for each in whole[0].attachments]
+        assert [(each.position, each.network, each.ifname, each.device_id) for each in damaged.attachments] == kept
+        assert {each.conf for each in damaged.attachments} == {b""}
+    assert "of container c1 is damaged" in caplog.text
     await journal.forget(("c1", "eth0"))
-    assert await journal.all() == []
+    assert await journal.all() == whole[1:]
+
+
+async def test_what_plugins_came_to_before_the_last_is_kept(journal: Journal) -> None:
+    await journal.begin(sandbox("c1"))
+    await journal.half_done(("c1", "eth0"), 0, b"bridge's")
+    (found,) = await journal.all()
+    assert (found.attachments[0].partial, found.attachments[0].result) == (b"bridge's", None)
+    assert found.attachments[1].partial is None
 
 
 # ---------------------------------------------------------------- crashes and other processes

@@ -1,7 +1,9 @@
 """One record is one line (or an indented traceback), whatever hostile content is in it, and none is lost for it."""
 
+import gzip
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from multus import logs
+from multus.settings import LogOptions
 
 HOSTILE = "net1\n2026-01-01T00:00:00.000Z error multus: forged\r\x1b[2Jcleared\x85next\u2028line\x00\u202eend"
 
@@ -51,6 +54,24 @@ def test_what_is_no_utf_8_is_written_all_the_same(log: Path, form: str, capfd: p
     line = log.read_text()
     assert "udcff.del" in (json.loads(line)["message"] if form == "json" else line)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize(("backups", "kept"), [(2, 2), (0, 4)])
+def test_a_full_file_is_set_aside_and_no_line_is_lost(log: Path, backups: int, kept: int, compress: bool) -> None:
+    """A count of 0 keeps every one, as upstream's does."""
+    options = LogOptions(max_size=1, max_backups=backups, compress=compress)
+    logs.configure(file=str(log), to_stderr=False, options=options)
+    for number in range(45):  # of 100 kB: four files of ten, and what is left
+        logging.getLogger("multus.x").warning("%05d%s", number, "x" * 100_000)
+    logging.getLogger().handlers[0].close()
+    suffix = ".gz" if compress else ""
+    names = [f"log.{number}{suffix}" for number in range(kept, 0, -1)]
+    assert sorted(path.name for path in log.parent.iterdir()) == sorted([*names, "log"])
+    read = gzip.decompress if compress else bytes
+    text = b"".join(read((log.parent / name).read_bytes()) for name in names) + log.read_bytes()
+    assert [int(number) for number in re.findall(rb": (\d{5})x", text)] == list(range(45 - len(text) // 100_000, 45))
+    assert len(text) // 100_000 == kept * 10 + 5
 
 
 def test_stderr_is_used_when_nothing_else_can_be(log: Path) -> None:

@@ -188,3 +188,13 @@ async def test_a_port_that_is_taken_is_said() -> None:
         with pytest.raises(MetricsError, match=f"port {port}"):
             async with listening("127.0.0.1", port):
                 pass
+
+
+async def test_phases_are_counted_by_command() -> None:
+    metrics = Metrics()
+    metrics.phase("ADD", "journal", 0.003)
+    metrics.phase("ADD", "journal", 0.001)
+    metrics.phase("DEL", "journal", 0.1)
+    assert value(metrics, 'multus_phase_seconds_count{command="ADD",phase="journal"}') == 2
+    assert value(metrics, 'multus_phase_seconds_sum{command="ADD",phase="journal"}') == pytest.approx(0.004)
+    assert value(metrics, 'multus_phase_seconds_count{command="DEL",phase="journal"}') == 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multus.cni.errors import CNIError, Code
-from multus.upstream import MAX_BODY, Answer, Call, Exchange, Probe, conclude, failure
+from multus.upstream import MAX_BODY, Answer, Call, Exchange, Probe, TimelineQuery, conclude, failure
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -43,7 +43,7 @@ def http(target: str, content: bytes = b"", *, method: str = "POST", headers: tu
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
-def ask(data: bytes) -> tuple[Exchange, Call | Probe | Answer | None]:
+def ask(data: bytes) -> tuple[Exchange, Call | Probe | TimelineQuery | Answer | None]:
     exchange = Exchange()
     return exchange, exchange.feed(data)
 
@@ -352,3 +352,19 @@ def test_an_error_may_name_a_path_that_is_not_utf_8() -> None:
     answer = failure(CNIError(Code.INTERNAL, "cannot read /x/\udcff"), status=500)
     assert answer.status == 500
     assert json.loads(answer.body) == {"code": 999, "msg": "cannot read /x/\\udcff", "details": ""}
+
+
+@pytest.mark.parametrize(
+    ("target", "container"),
+    [("/timelines", ""), ("/timelines?container=c1", "c1"), ("/timelines?other=1&container=a%2Bb", "a+b")],
+)
+def test_where_time_went_is_asked_for_by_container(target: str, container: str) -> None:
+    _, query = ask(http(target, method="GET"))
+    assert query == TimelineQuery(container=container)
+
+
+def test_timelines_are_only_read() -> None:
+    exchange, refused = ask(http("/timelines"))
+    assert isinstance(refused, Answer)
+    status, headers, _ = parse(exchange.answer(refused))
+    assert (status, headers[b"allow"]) == (405, b"GET")

@@ -7,14 +7,17 @@ from typing import Final
 from multus.delegates.chain import Delegate
 from multus.delegates.native.bridge import Bridge
 from multus.delegates.native.host_local import HostLocal
+from multus.delegates.native.idle import TYPES as IDLE
+from multus.delegates.native.idle import Idle
 from multus.delegates.native.macvlan import Macvlan
 from multus.delegates.native.removal import Removals
 from multus.delegates.native.static import Static
 from multus.delegates.plugin import Call
+from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
-NATIVE: Final = ("bridge", "host-local", "macvlan", "static")
+NATIVE: Final = tuple(sorted(("bridge", "host-local", "macvlan", "static", *IDLE)))
 """Types that can be chosen."""
 
 
@@ -30,11 +33,13 @@ def native_delegates(types: Collection[str], runner: Delegate, *, root: str = ""
     chosen = {name: delegate for name, delegate in address_plugins.items() if name in types}
 
     async def ipam(plugin: str, call: Call) -> bytes:
-        return await chosen.get(plugin, runner)(plugin, call)
+        with span("ipam", plugin, call.ifname):
+            return await chosen.get(plugin, runner)(plugin, call)
 
     removals = Removals()
     interfaces: Mapping[str, Delegate] = {
         "bridge": Bridge(runner, ipam=ipam, removals=removals),
         "macvlan": Macvlan(runner, ipam=ipam, removals=removals),
+        **dict.fromkeys(IDLE, Idle(runner)),
     }
     return {**chosen, **{name: delegate for name, delegate in interfaces.items() if name in types}}
