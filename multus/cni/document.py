@@ -76,8 +76,8 @@ def spelled(document: Mapping[str, object], key: str) -> str | None:
     """How this document writes `key`: exactly, else the last spelling that differs in case, else None."""
     if key in document:
         return key
-    folded = fold(key)
-    return next((other for other in reversed(list(document)) if fold(other) == folded), None)
+    folded, size = fold(key), len(key)  # a spelling that differs in case is as long
+    return next((other for other in reversed(list(document)) if len(other) == size and fold(other) == folded), None)
 
 
 def member(document: Document, key: str) -> msgspec.Raw | None:
@@ -112,7 +112,7 @@ def without_member(document: Document, key: str) -> Document:
 
 def fold(key: str) -> str:
     """A key as Go compares it. Go's folding knows the long s and the Kelvin sign too; lower() covers the second."""
-    return key.lower().replace("\u017f", "s")
+    return key.lower() if key.isascii() else key.lower().replace("\u017f", "s")
 
 
 def quote(data: bytes) -> str:

@@ -6,6 +6,7 @@ hostile as any other input: nothing but CNIError comes out of it.
 
 import ipaddress
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -166,9 +167,13 @@ def _canonical(key: str, item: object) -> object:
 def _pick(given: Mapping[str, object], keys: Sequence[str]) -> dict[str, object]:
     if len(given) > document.MAX_MEMBERS:
         raise ValueError(f"an object with {len(given)} members")
-    folded = {document.fold(name): name for name in given}
-    found = ((key, key if key in given else folded.get(document.fold(key))) for key in keys)
-    return {key: given[name] for key, name in found if name is not None and given[name] is not None}
+    picked = {key: given[key] for key in keys if key in given}
+    if len(picked) < len(given):  # of the others, some may be keys in another case
+        folded = {document.fold(name): name for name in given if name not in picked}
+        for key in keys:
+            if key not in picked and (name := folded.get(document.fold(key))) is not None:
+                picked[key] = given[name]
+    return {key: item for key, item in picked.items() if item is not None}
 
 
 def _from_old(old: _Old) -> Result:
@@ -233,11 +238,15 @@ def _address(text: str, what: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
     if not text:
         return None
     try:
-        if "%" in text:
+        if "%" in text or len(text) > _LONGEST:
             raise ValueError
-        return ipaddress.ip_address(text)
+        return _parsed(text)
     except ValueError:
         raise ValueError(f"{what} {text!r:.60} is no IP address") from None
+
+
+_LONGEST = len("0000:0000:0000:0000:0000:ffff:255.255.255.255")
+_parsed = lru_cache(1024)(ipaddress.ip_address)  # a node's gateways and destinations come again with each pod
 
 
 def _ip_version(cidr: str) -> int:

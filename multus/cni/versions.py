@@ -23,7 +23,14 @@ def at_least(version: str, minimum: str) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
+    return _NUMBERS[version] if version in _NUMBERS else _parsed(version)
+
+
+def _parsed(version: str) -> tuple[int, ...]:
     parts = version.split(".")
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
         return ()
     return (*(int(part) for part in parts), 0, 0)[:3]
+
+
+_NUMBERS = {version: _parsed(version) for version in SUPPORTED}
