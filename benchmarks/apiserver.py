@@ -31,7 +31,7 @@ class ApiServer:
     """Our end of the process. `enter` is put before its command line, to run it on a node."""
 
     def __init__(self, directory: Path, *, enter: Sequence[str]) -> None:
-        self.directory = directory
+        self.account = directory
         _certificate(directory)
         self._process = subprocess.Popen(
             [*enter, sys.executable, "-m", __name__, str(directory)],

@@ -1,207 +1,197 @@
-"""`python -m benchmarks.compare [--short]`: ours beside upstream's thick daemon, on one machine, in one run.
+"""`python -m benchmarks.compare [--short]`: ours beside upstream's thick daemon and thin plugin, and beside the limits.
 
-Two nodes in boxes, alike but for daemon and plugin binary; the same networks, caller and kind of API server; batches of
-both by turns. Table and bars on the terminal, JSON and a plot in benchmarks/out.
+Nodes in boxes, alike but for daemon and plugin binary; the same networks, caller and kind of API server; batches of all
+by turns, in one run. Tables and bars on the terminal, JSON and a plot in benchmarks/out.
 """
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from benchmarks import peers
+from benchmarks import limit, peers, servers
 from benchmarks.attach import memory, secondary
 from benchmarks.bars import Bar, judge
+from benchmarks.nodes import DEFAULT, Thin, Upstream
+from benchmarks.phases import Shares, collect, print_shares, shares
 from benchmarks.plot import draw
-from benchmarks.side import DEFAULT, Batch, Side, Upstream
+from benchmarks.rows import Memory, Row, make_row, print_limits, print_rows
+from benchmarks.side import Batch, CallsFailedError, Contender, Side
 from multus.cli import output
 from multus.cli.box import Box
+from tests.go_programs import NoProgramsError
 
 OUT = Path(__file__).parent / "out"
-_HEADER = (
-    *("NETWORKS", "AT A TIME", "SIDE", "PODS", "ADD ms", "p99", "DEL ms", "p99", "ADD/s", "DEL/s"),
-    *("OWN CPU", "CPU ms", "+SHIM", "REQUESTS"),
-)
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One side at one point. Milliseconds a pod; CPU of ADD and DEL together; requests an ADD and DEL by kind.
-
-    `networks` counts eth0. `own_ms` is the daemon's, `cpu_ms` that and its children's, `shim_ms`
-    the plugin binary's.
-    `server_busy` is the share of one core that the API server took: far below 1, or it was the bottleneck.
-    """
-
-    side: str
-    networks: int
-    at_a_time: int
-    pods: int
-    add_ms: float
-    add_p99_ms: float
-    del_ms: float
-    del_p99_ms: float
-    adds_per_second: float
-    dels_per_second: float
-    own_ms: float
-    cpu_ms: float
-    shim_ms: float
-    server_busy: float
-    requests: dict[str, float]
-
-    @property
-    def per_attach(self) -> float:
-        """Requests an attach and detach cost, watches and lists not counted."""
-        return sum(count for what, count in self.requests.items() if not what.startswith(("list", "watch")))
-
-
-class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """A daemon's resident MiB, when idle and after that many attaches."""
-
-    side: str
-    idle_mib: float
-    end_mib: float
-    attaches: int
+_SHORT = ((0, 1), (1, 1), (4, 1), (8, 1), (4, 64))
+UPSTREAM = ("thick", "thin")
+_BATCH = 12  # pods of a batch at least: each is followed by a pause
 
 
 def main() -> None:
     """Run every point and print it."""
-    parser = argparse.ArgumentParser(prog="benchmarks.compare", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="the points of the bars only, with few pods")
-    parser.add_argument("--networks", type=int, nargs="+", help="eth0 included")
-    parser.add_argument("--at-a-time", type=int, nargs="+")
-    parser.add_argument("--pods", type=int, help="pods a point and side, at least one batch")
-    parser.add_argument("--attaches", type=int, help="attaches before memory is read for the last time")
-    parser.add_argument("--ours", action="store_true", help="without upstream")
-    chosen = parser.parse_args()
-    points = _points(chosen.networks, chosen.at_a_time, short=chosen.short)
-    pods = chosen.pods or (16 if chosen.short else 64)
+    chosen = _arguments()
+    points = _points(chosen)
+    pods = chosen.pods or (12 if chosen.short else 48)
     attaches = chosen.attaches if chosen.attaches is not None else 200 if chosen.short else 500
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="multus-bench-") as scratch, ExitStack() as stack:
-        sides = _sides(Path(scratch), stack, with_upstream=not chosen.ours)
-        networks = {f"n{number}": secondary(number) for number in range(1, max(each for each, _ in points))}
+        networks = {f"n{number}": secondary(number) for number in range(1, max(3, *(each for each, _ in points)) + 1)}
+        sides = _sides(Path(scratch), stack, chosen)
         for side in sides:
             side.start(networks)
+        limits = _limits(Path(scratch), stack, networks) if not chosen.no_limit else []
         rows: list[Row] = []
+        where: list[Shares] = []
+        gave_up: dict[str, str] = {}
         for number, at_a_time in points:
-            rows += measure(sides, networks=number, at_a_time=at_a_time, pods=max(pods, at_a_time))
-            _print(rows[-len(sides) :], header=len(rows) == len(sides))
-        held = [_memory(side, attaches) for side in sides]
+            here = [side for side in sides if side.name not in gave_up]
+            them: list[Contender] = [*here, *(limits if at_a_time == 1 else ())]
+            found, parts = measure(them, gave_up, networks=number, at_a_time=at_a_time, pods=pods)
+            print_rows(found, header=not rows)
+            rows += found
+            where += parts
+        held = [_memory(side, attaches) for side in sides if side.box.daemon is not None and side.name not in gave_up]
     bars = judge(rows, held)
-    _report(rows, held, bars)
+    print_limits(rows)
+    print_shares(where)
+    _report(rows, where, held, bars, gave_up, chosen, time.monotonic() - begin)
 
 
-def measure(sides: Sequence[Side], *, networks: int, at_a_time: int, pods: int) -> list[Row]:
-    """One point, the sides by turns."""
-    adds: dict[str, list[Batch]] = {side.name: [] for side in sides}
-    dels: dict[str, list[Batch]] = {side.name: [] for side in sides}
-    names = [f"n{number}" for number in range(1, networks)]
-    size = max(at_a_time, 4)
+def measure(
+    them: Sequence[Contender], gave_up: dict[str, str], *, networks: int, at_a_time: int, pods: int
+) -> tuple[list[Row], list[Shares]]:
+    """One point, all by turns; `networks` beside the default one. Where the time of ours went is with it.
+
+    One of upstream's whose calls fail is put into `gave_up` with what it said: it has no row, and runs no more.
+    """
+    batches: dict[tuple[str, str], list[Batch]] = {}
+    calls: dict[str, list[dict[str, float]]] = {"ADD": [], "DEL": []}
+    names = [f"n{number}" for number in range(1, networks + 1)]
+    size = max(at_a_time, min(_BATCH, pods))
     done = 0
     while done < pods:
-        # By turns, and each first as often as the other.
-        for side in sides if (done // size) % 2 == 0 else reversed(sides):
-            batch = side.pods(size, names)
-            adds[side.name].append(side.call("ADD", batch, at_a_time=at_a_time))
-            for sandbox in batch:
-                side.check(sandbox, networks)
-            dels[side.name].append(side.call("DEL", batch, at_a_time=at_a_time))
-            side.remove(batch)
+        # By turns, and each first as often as the last.
+        for each in list(them if (done // size) % 2 == 0 else reversed(them)):
+            if each.name in gave_up:
+                continue
+            batch = each.pods(size, names)
+            for command in ("ADD", "DEL"):
+                try:
+                    took = each.call(command, batch, at_a_time=at_a_time)
+                except CallsFailedError as error:
+                    if each.name not in UPSTREAM:
+                        raise
+                    gave_up[each.name] = f"{networks} networks, {at_a_time} at a time: {error}"
+                    print(f"{each.name}: {gave_up[each.name]}", flush=True)
+                    break
+                batches.setdefault((each.name, command), []).append(took)
+                if isinstance(each, Side) and each.name == "ours":
+                    calls[command] += collect(each, command, batch, took)
+                if command == "ADD":
+                    for sandbox in batch:
+                        each.check(sandbox, networks)
+            else:
+                each.remove(batch)
         done += size
-    for side in sides:
-        side.clean()
-    return [_row(side.name, adds[side.name], dels[side.name], networks=networks, at_a_time=at_a_time) for side in sides]
+    them = [each for each in them if each.name not in gave_up]
+    for each in them:
+        each.clean()
+    point = {"networks": networks, "at_a_time": at_a_time}
+    rows = [make_row(each.name, batches[each.name, "ADD"], batches[each.name, "DEL"], **point) for each in them]
+    return rows, [shares(command, found, **point) for command, found in calls.items() if found]
 
 
-def _points(networks: Sequence[int] | None, at_a_time: Sequence[int] | None, *, short: bool) -> list[tuple[int, int]]:
-    if short and not networks and not at_a_time:
-        return [(1, 1), (4, 1), (8, 1), (4, 64)]
-    return [(number, together) for together in at_a_time or (1, 16, 64) for number in networks or (1, 2, 4, 8, 16)]
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.compare", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="the points of the bars only, with few pods")
+    parser.add_argument("--networks", type=int, nargs="+", help="beside the default one (0 1 2 4 8 16)")
+    parser.add_argument("--at-a-time", type=int, nargs="+", help="pods (1 16 64)")
+    parser.add_argument("--pods", type=int, help="pods a point and side, at least one batch (48; short: 12)")
+    parser.add_argument("--attaches", type=int, help="attaches before memory is read for the last time (500)")
+    parser.add_argument("--ours", action="store_true", help="without upstream")
+    parser.add_argument("--no-thin", action="store_true", help="without upstream's thin plugin")
+    parser.add_argument("--no-limit", action="store_true", help="without the bare kernel and the plugins by hand")
+    parser.add_argument(
+        "--native", choices=("default", "off", "both"), default="default", help="the plugins inside the daemon"
+    )
+    parser.add_argument("--apiserver", choices=("light", "real"), default="light", help="real: etcd and kube-apiserver")
+    parser.add_argument("--out", default="compare", help="the files' name (%(default)s)")
+    return parser.parse_args()
 
 
-def _sides(scratch: Path, stack: ExitStack, *, with_upstream: bool) -> list[Side]:
-    sides = [Side("ours", stack.enter_context(Box(scratch / "ours", default=DEFAULT, settings={"manifests": ""})))]
-    if with_upstream:
+def _points(chosen: argparse.Namespace) -> list[tuple[int, int]]:
+    if chosen.short and not chosen.networks and not chosen.at_a_time:
+        return list(_SHORT)
+    at_a_time, networks = chosen.at_a_time or (1, 16, 64), chosen.networks or (0, 1, 2, 4, 8, 16)
+    return [(number, together) for together in at_a_time for number in networks]
+
+
+def _sides(scratch: Path, stack: ExitStack, chosen: argparse.Namespace) -> list[Side]:
+    server = servers.choose(chosen.apiserver)
+    programs: Mapping[str, object] = {"manifests": "", "nativeDelegates": []}
+    settings = programs if chosen.native == "off" else {"manifests": ""}
+    boxes: list[tuple[str, Box]] = [("ours", Box(scratch / "ours", default=DEFAULT, settings=settings))]
+    if chosen.native == "both":
+        boxes.append(("programs", Box(scratch / "programs", default=DEFAULT, settings=programs)))
+    if not chosen.ours:
         try:
             print(f"upstream {peers.VERSION}: looking for it, or building it ...", flush=True)
             peers.build()
-            sides.append(Side("upstream", stack.enter_context(Upstream(scratch / "upstream"))))
-        except peers.NoPeerError as error:
+            boxes.append(("thick", Upstream(scratch / "thick")))
+            if not chosen.no_thin:
+                boxes.append(("thin", Thin(scratch / "thin")))
+        except NoProgramsError as error:
             print(f"ours only: {error}")
+    sides = [Side(name, stack.enter_context(box), server) for name, box in boxes]
     for side in sides:
         stack.callback(side.close)
     return sides
 
 
+def _limits(scratch: Path, stack: ExitStack, networks: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
+    by_hand = limit.ByHand(stack.enter_context(limit.Node(scratch / "by-hand")), networks)
+    made: list[Contender] = [by_hand]
+    for kind in (limit.Kernel, limit.KernelAtOnce):
+        kernel = kind(stack.enter_context(limit.Node(scratch / kind.name)), networks)
+        stack.callback(kernel.close)
+        made.append(kernel)
+    return made
+
+
 def _memory(side: Side, attaches: int) -> Memory:
+    names = ["n1", "n2", "n3"][: 3 if attaches >= 500 else 1]
     while side.attached < attaches:
-        batch = side.pods(32, ["n1", "n2", "n3"][: 3 if attaches >= 500 else 1])
+        batch = side.pods(32, names)
         side.call("ADD", batch, at_a_time=16)
+        for sandbox in batch:
+            side.check(sandbox, len(names))
         side.call("DEL", batch, at_a_time=16)
         side.remove(batch)
     time.sleep(1.0)
     return Memory(side=side.name, idle_mib=side.idle_mib, end_mib=memory(side.box), attaches=side.attached)
 
 
-def _row(name: str, adds: Sequence[Batch], dels: Sequence[Batch], *, networks: int, at_a_time: int) -> Row:
-    both = [*adds, *dels]
-    attach = sorted(call * 1000 for batch in adds for call in batch.calls)
-    detach = sorted(call * 1000 for batch in dels for call in batch.calls)
-    requests: Counter[str] = Counter()
-    for batch in both:
-        requests.update(batch.requests)
-    pods = len(attach)
-    return Row(
-        side=name,
-        networks=networks,
-        at_a_time=at_a_time,
-        pods=pods,
-        add_ms=statistics.median(attach),
-        add_p99_ms=attach[int(len(attach) * 0.99)],
-        del_ms=statistics.median(detach),
-        del_p99_ms=detach[int(len(detach) * 0.99)],
-        adds_per_second=statistics.median(len(batch.calls) / batch.spent for batch in adds),
-        dels_per_second=statistics.median(len(batch.calls) / batch.spent for batch in dels),
-        own_ms=sum(batch.own_cpu for batch in both) * 1000 / pods,
-        cpu_ms=sum(batch.daemon_cpu for batch in both) * 1000 / pods,
-        shim_ms=sum(batch.shim_cpu for batch in both) * 1000 / pods,
-        server_busy=max(batch.server_cpu / batch.spent for batch in both),
-        requests={what: count / pods for what, count in sorted(requests.items())},
-    )
-
-
-def _print(rows: Sequence[Row], *, header: bool) -> None:
-    lines = [
-        (
-            str(row.networks),
-            str(row.at_a_time),
-            row.side,
-            str(row.pods),
-            *(f"{value:.1f}" for value in (row.add_ms, row.add_p99_ms, row.del_ms, row.del_p99_ms)),
-            *(f"{value:.1f}" for value in (row.adds_per_second, row.dels_per_second, row.own_ms, row.cpu_ms)),
-            f"{row.cpu_ms + row.shim_ms:.1f}",
-            f"{row.per_attach:.2f}",
-        )
-        for row in rows
-    ]
-    if header:
-        print("  ".join(title.rjust(9) for title in _HEADER))
-    for line in lines:
-        print("  ".join(cell.rjust(9) for cell in line), flush=True)
-
-
-def _report(rows: Sequence[Row], held: Sequence[Memory], bars: Sequence[Bar]) -> None:
+def _report(
+    rows: Sequence[Row],
+    where: Sequence[Shares],
+    held: Sequence[Memory],
+    bars: Sequence[Bar],
+    gave_up: Mapping[str, str],
+    chosen: argparse.Namespace,
+    took: float,
+) -> None:
+    print()
     for each in held:
         end = f"{each.end_mib:.1f} after {each.attaches} attaches"
         print(f"{each.side}: {each.idle_mib:.1f} MiB resident when idle, {end}")
     busiest = max(row.server_busy for row in rows)
-    print(f"API server: at most {busiest:.0%} of one core\n")
+    print(f"API server ({chosen.apiserver}): at most {busiest:.0%} of one core; all of it took {took:.0f} s\n")
     if bars:
         output.table(
             ("BAR", "WANTED", "FOUND", ""),
@@ -209,15 +199,20 @@ def _report(rows: Sequence[Row], held: Sequence[Memory], bars: Sequence[Bar]) ->
         )
     OUT.mkdir(exist_ok=True)
     body = {
-        "upstream": peers.VERSION if len(held) > 1 else "",
+        "upstream": peers.VERSION if any(each.side == "thick" for each in held) else "",
         "cores": os.cpu_count(),
+        "apiserver": chosen.apiserver,
+        "native": chosen.native,
+        "seconds": took,
         "rows": rows,
+        "phases": where,
         "memory": held,
         "bars": bars,
+        "gave_up": gave_up,
     }
-    (OUT / "compare.json").write_bytes(msgspec.json.format(msgspec.json.encode(body), indent=2))
-    (OUT / "compare.svg").write_text(draw(rows))
-    print(f"\nwritten: {OUT / 'compare.json'}, {OUT / 'compare.svg'}")
+    (OUT / f"{chosen.out}.json").write_bytes(msgspec.json.format(msgspec.json.encode(body), indent=2))
+    (OUT / f"{chosen.out}.svg").write_text(draw(rows))
+    print(f"\nwritten: {OUT / chosen.out}.json and .svg")
 
 
 if __name__ == "__main__":

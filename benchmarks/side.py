@@ -1,65 +1,117 @@
-"""One of the two that are compared: a node in a box of its own, a daemon on it, and a light API server that it asks.
+"""Those that are compared: each is a node in a box of its own, with a light API server of its own that it asks.
 
-Both sides are the same but for the daemon and its plugin binary. What a call left behind is looked at after each batch,
-so that no figure is of a call that did not do its work.
+All are the same but for the daemon and the plugin binary. What a call left behind is looked at after each batch, so
+that no figure is of a call that did not do its work.
 """
 
 import json
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import msgspec
 
-from benchmarks import peers
-from benchmarks.apiserver import PORT, ApiServer
 from benchmarks.attach import NETWORKS, memory
-from multus.cli.box import DEFAULT_NETWORK, Box, Sandbox
-from multus.cli.runtime import RuntimeFailure
+from benchmarks.nodes import PORT, Thin
+from multus.cli import runtime
+from multus.cli.box import Box, Sandbox
+from multus.errors import MultusError
 from multus.kube.objects import Pod
 
 _SETTLE = 0.25  # seconds after a batch, for events and statuses that are written after the answer
 _TICK = os.sysconf("SC_CLK_TCK")
 _ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"  # where client-go looks, and we
 
-# A single conf and no list: of a list's plugins this upstream's DEL loses the address ranges, so that every address
-# leaks and no figure would count.
-_PLUGINS = cast("Sequence[Mapping[str, object]]", DEFAULT_NETWORK["plugins"])
-DEFAULT: Mapping[str, object] = {**{key: DEFAULT_NETWORK[key] for key in ("cniVersion", "name")}, **_PLUGINS[0]}
+
+class CallsFailedError(Exception):
+    """Calls of a batch failed, so that there is no figure."""
 
 
 class Batch(msgspec.Struct, kw_only=True):
     """What one batch of pods cost, ADDs or DELs: seconds each and in all, CPU seconds, requests by what they were.
 
-    `own_cpu` is the daemon's, `daemon_cpu` that and its children's.
+    `own_cpu` is the daemon's, `daemon_cpu` that and its children's, `shim_cpu` that of what the caller executed.
     """
 
     calls: list[float]
     spent: float
-    own_cpu: float
-    daemon_cpu: float
+    own_cpu: float = 0.0
+    daemon_cpu: float = 0.0
     shim_cpu: float
-    server_cpu: float
-    requests: dict[str, int]
+    server_cpu: float = 0.0
+    requests: dict[str, int] = {}
+
+
+class Server(Protocol):
+    """An API server on a node's loopback, told what to hold; see `benchmarks.apiserver` for the light one."""
+
+    account: Path
+    """What a pod is given: ca.crt and token."""
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        ...
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """One thing to do: pod, nad, delete, status, watching, requests."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+MakeServer = Callable[[Box], Server]
+
+
+class Contender(Protocol):
+    """What the points are measured on: `Side` with an API server, and the limits (`benchmarks.limit`)."""
+
+    @property
+    def name(self) -> str:
+        """One word for the table."""
+        ...
+
+    def pods(self, count: int, networks: Sequence[str]) -> list[Sandbox]:
+        """New pods that want these networks beside the default one."""
+        ...
+
+    def call(self, command: str, sandboxes: Sequence[Sandbox], *, at_a_time: int) -> Batch:
+        """ADD or DEL of each."""
+        ...
+
+    def check(self, sandbox: Sandbox, secondaries: int) -> None:
+        """Raise RuntimeError unless everything stands."""
+        ...
+
+    def remove(self, sandboxes: Sequence[Sandbox]) -> None:
+        """The pods go; raise RuntimeError when something is left in one."""
+        ...
+
+    def clean(self) -> None:
+        """Raise RuntimeError when something is left on the node."""
+        ...
 
 
 class Side:
-    """`name` is ours or upstream."""
+    """Ours, or upstream's thick or thin one on a box (`benchmarks.nodes`); `server` makes its API server there."""
 
-    def __init__(self, name: str, box: Box) -> None:
+    def __init__(self, name: str, box: Box, server: MakeServer) -> None:
         self.name = name
         self.box = box
-        self._server: ApiServer | None = None
+        self._make_server = server
+        self._server: Server | None = None
         self._count = 0
         self.attached = 0
         self.idle_mib = 0.0
 
     @property
-    def server(self) -> ApiServer:
+    def server(self) -> Server:
         """Its API server."""
         assert self._server is not None
         return self._server
@@ -67,12 +119,16 @@ class Side:
     def start(self, networks: Mapping[str, Mapping[str, Any]]) -> None:
         """The daemon answers when this returns, and its watches stand."""
         box = self.box
-        self._server = ApiServer(box.directory / "account", enter=box.enter)
+        server = self._server = self._make_server(box)
         for name, config in networks.items():
-            self.server.ask("nad", name=name, config=json.dumps(config))
+            server.ask("nad", name=name, config=json.dumps(config))
+        if isinstance(box, Thin):
+            box.write_conf(server.account)
+            return
         box.host("mount", "-t", "tmpfs", "none", "/run")
         box.host("mkdir", "-p", _ACCOUNT)
-        box.host("mount", "--bind", str(box.directory / "account"), _ACCOUNT)
+        box.host("mount", "--bind", str(server.account), _ACCOUNT)
+        before = server.ask("watching")
         box.start(
             env={
                 "KUBERNETES_SERVICE_HOST": "127.0.0.1",
@@ -80,7 +136,7 @@ class Side:
                 "MULTUS_NODE_NAME": "box",
             }
         )
-        box.wait(lambda: all(self.server.ask("watching")), "its watches")
+        box.wait(lambda: all(map(int.__gt__, server.ask("watching"), before)), "its watches", seconds=60)
         box.wait(self._configured, "its CNI configuration")
         time.sleep(1.0)
         self.idle_mib = memory(box)
@@ -89,7 +145,7 @@ class Side:
         """Whether its CNI configuration stands whole: upstream does not write it in one step."""
         try:
             return bool(self.box.conf())
-        except RuntimeFailure:
+        except runtime.RuntimeFailure:
             return False
 
     def close(self) -> None:
@@ -111,14 +167,28 @@ class Side:
         return made
 
     def call(self, command: str, sandboxes: Sequence[Sandbox], *, at_a_time: int) -> Batch:
-        """The calls of a batch, by the plugin binary as a runtime makes them."""
+        """The calls of a batch, by the plugin binary as a runtime makes them.
+
+        :raises CallsFailedError: not all of them did what they should.
+        """
         conf = self.box.conf()
         self.server.ask("requests")
         before = self._cpu()
+        failures: list[MultusError] = []
+
+        def one(sandbox: Sandbox) -> float:
+            try:
+                return self.box.cni(command, sandbox, conf=conf).seconds
+            except MultusError as error:
+                failures.append(error)
+                return 0.0
+
         with ThreadPoolExecutor(at_a_time) as pool:
             begin = time.perf_counter()
-            calls = list(pool.map(lambda each: self.box.cni(command, each, conf=conf).seconds, sandboxes))
+            calls = list(pool.map(one, sandboxes))
             spent = time.perf_counter() - begin
+        if failures:
+            raise CallsFailedError(f"{len(failures)} of {len(calls)} {command}s failed: {failures[0]}")
         time.sleep(_SETTLE)
         own, daemon, shim, server = (after - first for after, first in zip(self._cpu(), before, strict=True))
         requests = self.server.ask("requests")
@@ -134,22 +204,16 @@ class Side:
             requests=dict(requests),
         )
 
-    def check(self, sandbox: Sandbox, networks: int) -> None:
+    def check(self, sandbox: Sandbox, secondaries: int) -> None:
         """Every interface is there with the address that the pod's status says, and the status names them all.
 
         :raises RuntimeError: something is not so.
         """
-        name = sandbox.pod.name
-        status = self.server.ask("status", name=name) or []
+        status = self.server.ask("status", name=sandbox.pod.name) or []
         said = {entry["interface"]: entry["ips"] for entry in status}
-        found = {
-            link["ifname"].partition("@")[0]: [each["local"] for each in link["addr_info"] if each["family"] == "inet"]
-            for link in json.loads(sandbox.run("ip", "-j", "address"))
-            if link["ifname"] != "lo"
-        }
-        wanted = ["eth0", *(f"net{number}" for number in range(1, networks))]
-        if sorted(found) != sorted(wanted) or found != said or not all(found.values()):
-            raise RuntimeError(f"{self.name}: {name}: {wanted} wanted; in the pod {found}, in its status {said}")
+        found = check_addresses(self.name, sandbox, secondaries)
+        if found != said:
+            raise RuntimeError(f"{self.name}: {sandbox.pod.name}: in the pod {found}, in its status {said}")
 
     def remove(self, sandboxes: Sequence[Sandbox]) -> None:
         """The pods go, after their DELs.
@@ -157,9 +221,7 @@ class Side:
         :raises RuntimeError: an interface is still in one.
         """
         for sandbox in sandboxes:
-            left = [link["ifname"] for link in json.loads(sandbox.run("ip", "-j", "link")) if link["ifname"] != "lo"]
-            if left:
-                raise RuntimeError(f"{self.name}: {sandbox.pod.name} still has {left} after its DEL")
+            check_empty(self.name, sandbox)
             self.server.ask("delete", name=sandbox.pod.name)
             self.box.remove(sandbox.pod.name)
 
@@ -172,39 +234,43 @@ class Side:
         if left:
             raise RuntimeError(f"{self.name}: left over: {left[:10]}")
 
+    def cpu(self) -> float:
+        """CPU seconds of the daemon."""
+        return self._cpu()[0]
+
     def _cpu(self) -> tuple[float, float, float, float]:
-        assert self.box.daemon is not None
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        own, all_of_it = _spent(self.box.daemon.pid)
-        return own, all_of_it, used.ru_utime + used.ru_stime, _spent(self.server.pid)[0]
+        own, all_of_it = spent(self.box.daemon.pid) if self.box.daemon is not None else (0.0, 0.0)
+        return own, all_of_it, used.ru_utime + used.ru_stime, spent(self.server.pid)[0]
 
 
-class Upstream(Box):
-    """The node with upstream's daemon: it has no journal, and answers another probe."""
+def check_addresses(who: str, sandbox: Sandbox, secondaries: int) -> dict[str, list[str]]:
+    """The pod's interfaces with their addresses of IPv4.
 
-    probe = b"GET /healthz HTTP/1.1\r\nHost: box\r\n\r\n"
-
-    def __init__(self, directory: Path) -> None:
-        # As in upstream's manifest, but for the paths. Its chroot is left out: that costs it a little more.
-        super().__init__(
-            directory,
-            default=DEFAULT,
-            settings={
-                "multusConfigFile": "auto",
-                "daemonSocketDir": str(directory / "run"),
-                "logLevel": "verbose",
-                "manifests": "",
-            },
-            multusd=[str(peers.directory() / "multus-daemon")],
-        )
-        self.shim = peers.directory() / "multus-shim"
-
-    def recorded(self) -> list[str]:
-        """Its scratch files, one a container."""
-        return [f"file {path.name}" for path in self.state.iterdir() if path.is_file()]
+    :raises RuntimeError: they are not eth0 and so many others, or one has no address.
+    """
+    found = {
+        link["ifname"].partition("@")[0]: [each["local"] for each in link["addr_info"] if each["family"] == "inet"]
+        for link in json.loads(sandbox.run("ip", "-j", "address"))
+        if link["ifname"] != "lo"
+    }
+    wanted = ["eth0", *(f"net{number}" for number in range(1, secondaries + 1))]
+    if sorted(found) != sorted(wanted) or not all(found.values()):
+        raise RuntimeError(f"{who}: {sandbox.pod.name}: {wanted} wanted, in the pod {found}")
+    return found
 
 
-def _spent(pid: int) -> tuple[float, float]:
+def check_empty(who: str, sandbox: Sandbox) -> None:
+    """Nothing is in the pod any more.
+
+    :raises RuntimeError: an interface is.
+    """
+    left = [link["ifname"] for link in json.loads(sandbox.run("ip", "-j", "link")) if link["ifname"] != "lo"]
+    if left:
+        raise RuntimeError(f"{who}: {sandbox.pod.name} still has {left} after its DEL")
+
+
+def spent(pid: int) -> tuple[float, float]:
     """CPU seconds of a process, and with its children that have ended."""
     fields = [int(field) for field in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
     return sum(fields[:2]) / _TICK, sum(fields) / _TICK

@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 import anyio
 import anyio.to_thread
 
-from devices import pools
+from devices import pools, portfiles
 from devices.errors import DeviceError, Fault
 from devices.infofiles import InfoError, write_info
 from devices.inventory import VF, Inventory
@@ -17,11 +17,13 @@ from devices.kubelet.allocate import Device, Grant, preferred
 from devices.ledger import Ledger
 from devices.linux.nodes import read_nodes
 from devices.linux.sysfs import Sysfs
-from devices.pool_config import Pool, PoolConfig
+from devices.pool_config import VFIO, Pool, PoolConfig
 from devices.pools import Member, Pools
 
 logger = logging.getLogger(__name__)
 
+_SHOWN: Final = 8
+_NOTHING: Final[Mapping[str, str]] = {}
 _GIVEN: Final = 600.0  # seconds that a device counts as in use once a kubelet took it: its pod is being made
 
 Held = Callable[[], Awaitable[Mapping[str, str]]]
@@ -65,39 +67,58 @@ class Giver:
         self._attached: Mapping[str, str] = {}
         self._withheld: dict[str, str] = {}
 
-    async def allocate(self, resource: str, count: int, *, owner: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    async def allocate(
+        self,
+        resource: str,
+        count: int,
+        *,
+        owner: str,
+        wanted: Sequence[str] = (),
+        more: bool = False,
+        avoid: Mapping[str, str] | None = None,
+    ) -> tuple[str, ...]:
         """`count` devices for an owner, durably: those that it has already, and more if it has fewer.
 
-        `wanted` are devices that must be among them.
+        With `more` it gets that many beside those that it has. `wanted` are devices that must be among them, `avoid`
+        devices that must not, each with the reason.
 
         :raises PoolError: there are not as many, or one is not to be had.
         :raises ConfigError: there is no such pool.
         """
         async with self._lock:
-            pool = self.config.pool(resource)
             had = self.ledger.of(owner, resource)
-            if len(had) >= count and set(wanted) <= set(had):
-                return had
-            free = await self._free(resource)
-            for device in wanted:
-                if device not in free and device not in had:
-                    raise PoolError(f"{device} of {resource} is not free: {self._why(device, resource)}", retry=True)
-            devices = {each.id: each for each in self.devices(pool)}
-            first = list(dict.fromkeys([*had, *wanted]))
-            size = max(count, len(first))
-            chosen = preferred(devices, {*free, *first}, first, size, preference=pool.preferred)
-            if len(chosen) < count:
-                members = len(self.pools.members.get(resource, ()))
-                raise PoolError(
-                    f"{owner} needs {count} devices of {resource}: {len(free)} of {members} are free",
-                    hint="`multusctl devices` shows who has them and which are not healthy",
-                    retry=True,
-                )
+            count += len(had) * more
+            chosen = await self.choose(resource, count, owner=owner, wanted=wanted, avoid=avoid or {})
             new = [device for device in chosen if device not in had]
-            await self._prepare(pool, new)
-            await self.ledger.give(owner, resource, chosen, now=self._clock())
-            logger.info("%s: %s gets %s", resource, owner, ", ".join(new))
+            if new:
+                await self._prepare(self.config.pool(resource), new)
+                await self.ledger.give(owner, resource, chosen, now=self._clock())
+                logger.info("%s: %s gets %s", resource, owner, ", ".join(new))
             return chosen
+
+    async def choose(
+        self, resource: str, count: int, *, owner: str, wanted: Sequence[str] = (), avoid: Mapping[str, str] = _NOTHING
+    ) -> tuple[str, ...]:
+        """What `allocate` would give now; nothing is given.
+
+        :raises PoolError: as there. :raises ConfigError: as there.
+        """
+        pool = self.config.pool(resource)
+        had = self.ledger.of(owner, resource)
+        if len(had) >= count and set(wanted) <= set(had):
+            return had
+        free = await self._free(resource) - avoid.keys()
+        for device in wanted:
+            if device not in free and device not in had:
+                why = avoid.get(device) or self._why(device, resource)
+                raise PoolError(f"{device} of {resource} is not free: {why}", retry=True)
+        devices = {each.id: each for each in self.devices(pool)}
+        first = list(dict.fromkeys([*had, *wanted]))
+        size = max(count, len(first))
+        chosen = preferred(devices, {*free, *first}, first, size, preference=pool.preferred)
+        if len(chosen) < count:
+            raise self._too_few(resource, count, owner, free, avoid)
+        return chosen
 
     async def release(self, owner: str) -> tuple[str, ...]:
         """Take back what an owner has; what that was. Nothing when it has nothing."""
@@ -106,6 +127,14 @@ class Giver:
         if devices:
             logger.info("%s gives back %s", owner, ", ".join(devices))
         return devices
+
+    async def drop(self, device: str) -> str:
+        """Take back one device; who had it, "" when nobody did."""
+        async with self._lock:
+            owner = await self.ledger.drop(device)
+        if owner:
+            logger.info("%s gives back %s", owner, device)
+        return owner
 
     async def grant(self, resource: str, ids: Sequence[str]) -> list[Grant]:
         """Make ready what a kubelet gives to a container.
@@ -155,6 +184,11 @@ class Giver:
             logger.warning("which devices are attached cannot be told now: %s", error)
         limit = self._clock() - _GIVEN
         self._given = {device: given for device, given in self._given.items() if given[1] > limit}
+        return self.used
+
+    @property
+    def used(self) -> dict[str, str]:
+        """What `in_use` said last, and what was given since."""
         coming = {device: resource for device, (resource, _) in self._given.items()}
         ours = {device: each.resource for each in self.ledger.allocations for device in each.devices}
         return {**self._attached, **coming, **ours}
@@ -167,6 +201,18 @@ class Giver:
             for member in members
             if member.healthy and member.device.bdf not in used and not self._withholding(member)
         }
+
+    def _too_few(
+        self, resource: str, count: int, owner: str, free: Collection[str], avoid: Mapping[str, str]
+    ) -> PoolError:
+        members = [member.device.bdf for member in self.pools.members.get(resource, ())]
+        others = [f"{bdf}: {avoid.get(bdf) or self._why(bdf, resource)}" for bdf in members if bdf not in free]
+        more = f"; and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        return PoolError(
+            f"{owner} needs {count} devices of {resource}: {len(free)} of {len(members)} are free",
+            hint="; ".join(others[:_SHOWN]) + more or "no device of this node is in that pool",
+            retry=True,
+        )
 
     def _withholding(self, member: Member) -> str:
         """Why the device is not given out for now."""
@@ -185,12 +231,14 @@ class Giver:
             for bdf, device in found.items():
                 if self._sysfs.read_one(bdf) is None:
                     raise PoolError(f"{bdf} of {pool.resource} is not there", retry=True)
+                nodes = read_nodes(bdf, sysfs=self._sysfs.root, vfio=pool.driver == VFIO)
                 grant = Grant(
                     id=bdf,
                     parent=device.pf if isinstance(device, VF) else "",
-                    nodes=read_nodes(bdf, sysfs=self._sysfs.root),
+                    nodes=nodes,
                     vhost=pool.vhost(pools.candidate(device)),
                     extra=pool.extra(bdf),  # noqa: S610 (no Django here)
+                    ports=self._port_files(bdf) if pool.driver or nodes.group or nodes.uio else "",
                 )
                 try:
                     write_info(self._info, pool.resource, grant)
@@ -200,6 +248,14 @@ class Giver:
             return grants
 
         return await anyio.to_thread.run_sync(prepare)
+
+    def _port_files(self, bdf: str) -> str:
+        """Where a DPDK program will find its files; "" when there can be none."""
+        try:
+            return str(portfiles.prepare(self._info, bdf))
+        except DeviceError as error:  # what they say is in the pod's network-status as well
+            logger.warning("%s", error)
+            return ""
 
     def _why(self, device: str, resource: str) -> str:
         holder = self.ledger.holders.get(device)

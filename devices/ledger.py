@@ -1,13 +1,17 @@
 """Which devices were given out without a kubelet, and to whom: durable, so that a restart gives nothing twice."""
 
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
-from devices.errors import DeviceError, Fault
+logger = logging.getLogger(__name__)
 
 KIND: Final = "allocation"
+
+_ADDRESS: Final = re.compile(rb"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
 class Store(Protocol):
@@ -17,12 +21,6 @@ class Store(Protocol):
     async def load(self, key: str, kind: str) -> bytes | None: ...
     async def forget(self, key: str, kind: str) -> None: ...
     async def all(self, kind: str) -> Sequence[tuple[str, bytes]]: ...
-
-
-class LedgerError(DeviceError):
-    """What is recorded of given devices cannot be understood."""
-
-    fault: ClassVar[Fault] = Fault.US
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +63,9 @@ class Ledger:
         self._held: dict[tuple[str, str], Allocation] = {}
 
     async def load(self) -> None:
-        """Read what was given out before.
-
-        :raises LedgerError: a record is none of ours.
-        """
+        """Read what was given out before."""
         for key, data in await self._store.all(KIND):
-            try:
-                found = msgspec.json.decode(data, type=Allocation)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise LedgerError(
-                    f"the record of what {key!r:.200} was given cannot be understood: {error}",
-                    hint="was it written by another version? run that one",
-                ) from None
+            found = read_allocation(key, data)
             self._held[found.owner, found.resource] = found
 
     @property
@@ -108,6 +97,37 @@ class Ledger:
             del self._held[owner, each.resource]
         return tuple(device for each in found for device in each.devices)
 
+    async def drop(self, device: str) -> str:
+        """Nobody has that device any more; who had it, "" when nobody did."""
+        for each in self._held.values():
+            if device in each.devices:
+                rest = [other for other in each.devices if other != device]
+                if rest:
+                    await self.give(each.owner, each.resource, rest, now=each.since)
+                else:
+                    await self._store.forget(_key(each.owner, each.resource), KIND)
+                    del self._held[each.owner, each.resource]
+                return each.owner
+        return ""
+
+
+def read_allocation(key: str, data: bytes) -> Allocation:
+    """A record as it was stored. One that is damaged keeps the devices that can still be read in it, so that they are
+    not given to somebody else; its key says whose they are.
+    """
+    try:
+        return msgspec.json.decode(data, type=Allocation)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        owner, _, resource = key.rpartition(" ") if " " in key else (key, "", "")
+        devices = tuple(sorted({each.decode() for each in _ADDRESS.findall(data)}))
+        logger.error(
+            "the record of what %r was given is damaged: %s; it keeps %s",
+            key,
+            error,
+            ", ".join(devices) or "nothing, as no device can be read in it",
+        )
+        return Allocation(owner=owner, resource=resource, devices=devices)
+
 
 def _key(owner: str, resource: str) -> str:
-    return f"{owner} {resource}"
+    return f"{owner} {resource}".rstrip()

@@ -5,7 +5,7 @@ Without a kubelet it gives devices out itself, and remembers to whom.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.abc
 import anyio.to_thread
+import msgspec
 
 from devices import guard, pools
 from devices.config import ConfigError
 from devices.errors import DeviceError
 from devices.giving import Giver, Held
+from devices.infofiles import InfoError, remove_stale
 from devices.inventory import Inventory
-from devices.kubelet.allocate import Device, Grant
 from devices.ledger import Allocation, Ledger, Memory, Store
 from devices.linux.sysfs import Sysfs
 from devices.linux.uevents import RESCAN, Change, Uevents
-from devices.offers import Bell, Offer
+from devices.offering import Offering
+from devices.offers import Bell
 from devices.policy_pools import joined
 from devices.pool_config import PoolConfig
 from devices.pool_file import follow, read_config
 from devices.pools import Member, Pools
 from devices.scout import Scout
-from devices.statistics import PoolStatistics, Statistics
+from devices.statistics import Statistics
 
 if TYPE_CHECKING:
     from devices.kubelet.registration import Kubelet
@@ -73,7 +75,9 @@ class Manager:
         self._open_events = events or (lambda: Uevents(self._sysfs.root))
         ledger = Ledger(store or Memory())
         self._giver = Giver(sysfs=self._sysfs, info=info, ledger=ledger, held=held, clock=clock)
-        self._offers: dict[str, Offer] = {}
+        self._info = info
+        self._known: set[str] = set()  # resources, also those that are no pools any more
+        self._offering = Offering(self._giver, kubelet)
         self._refreshing = anyio.Lock()
         self._assigned = False
         self._pending: set[Change] = set()
@@ -166,35 +170,45 @@ class Manager:
                 await self._giver.withhold(parents, "")
                 self._publish()
 
-    async def allocate(self, resource: str, count: int, *, owner: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    async def allocate(
+        self,
+        resource: str,
+        count: int,
+        *,
+        owner: str,
+        wanted: Sequence[str] = (),
+        more: bool = False,
+        avoid: Mapping[str, str] | None = None,
+    ) -> tuple[str, ...]:
         """As `Giver.allocate`."""
-        devices = await self._giver.allocate(resource, count, owner=owner, wanted=wanted)
+        devices = await self._giver.allocate(resource, count, owner=owner, wanted=wanted, more=more, avoid=avoid)
         self._publish()
         return devices
+
+    async def choose(self, resource: str, count: int, *, owner: str, avoid: Mapping[str, str]) -> tuple[str, ...]:
+        """As `Giver.choose`."""
+        return await self._giver.choose(resource, count, owner=owner, avoid=avoid)
 
     async def release(self, owner: str) -> tuple[str, ...]:
         """As `Giver.release`."""
         devices = await self._giver.release(owner)
-        self._publish()
+        if devices:
+            await self._tidy()
+            self._publish()
         return devices
+
+    async def drop(self, device: str) -> str:
+        """As `Giver.drop`."""
+        owner = await self._giver.drop(device)
+        if owner:
+            await self._tidy()
+            self._publish()
+        return owner
 
     def statistics(self) -> Statistics:
         """What there is and what was done."""
-        holders = self._giver.ledger.holders
-        services = self._kubelet.services if self._kubelet is not None else {}
-        found = [
-            PoolStatistics(
-                resource=resource,
-                devices=len(offer.devices),
-                healthy=sum(device.healthy for device in offer.devices.values()),
-                allocated=sum(device in holders for device in offer.devices),
-                followed=resource in services and services[resource].connected,
-                counts=offer.counts,
-            )
-            for resource, offer in sorted(self._offers.items())
-        ]
         return Statistics(
-            pools=tuple(found),
+            pools=self._offering.statistics(),
             physical_functions=len(self.inventory.pfs),
             virtual_functions=len(self.inventory.vfs),
             events=self._events,
@@ -236,43 +250,37 @@ class Manager:
         """From the inventory to pools and offers; whoever calls holds `_refreshing`."""
         held = await self._giver.in_use()
         config = self._file if self.more is None else joined(self._file, self.more(self.inventory))
+        if config == self._giver.config:  # the same object lets `assign` ask only about what changed
+            config = self._giver.config
+        before = msgspec.structs.replace(self.pools, by_bdf={**self._remembered(held), **self.pools.by_bdf})
+        was = self._members() if self._assigned else None
         self._giver.config = config
-        before = Pools(by_bdf={**self._remembered(held), **self.pools.by_bdf})
         self._giver.pools = pools.assign(self.inventory, config, before=before, held=held.keys())
         self._assigned = True
         self._warn((*config.warnings, *self.pools.overlaps))
-        wanted = {pool.resource for pool in config.pools}
-        for resource in self._offers.keys() - wanted:
-            del self._offers[resource]
-            if self._kubelet is not None:
-                await self._kubelet.withdraw(resource)
-        fresh = sorted(wanted - self._offers.keys())
-        for resource in fresh:
-            self._offers[resource] = Offer(resource, self._granting(resource))
-        self._publish()
-        if self._kubelet is not None:
-            for resource in fresh:  # now that they have something to say
-                self._kubelet.serve(self._offers[resource])
+        self._known |= {pool.resource for pool in config.pools}
+        if was != self._members():
+            await self._tidy()
+        await self._offering.follow()
+        self.changed.ring()
+
+    def _members(self) -> dict[str, str]:
+        return {bdf: member.resource for bdf, member in self.pools.by_bdf.items()}
 
     def _remembered(self, held: Mapping[str, str]) -> dict[str, Member]:
         """What is in use has a pool, also after a restart: its driver may have been changed for its pod since."""
         known = self.inventory.by_bdf
         return {bdf: Member(device=known[bdf], resource=held[bdf]) for bdf in held.keys() & known.keys() if held[bdf]}
 
-    def _granting(self, resource: str) -> Callable[[Sequence[str]], Awaitable[Sequence[Grant]]]:
-        async def give(ids: Sequence[str]) -> Sequence[Grant]:
-            return await self._giver.grant(resource, ids)
-
-        return give
+    async def _tidy(self) -> None:
+        """Remove what device-info says of devices that are not in that pool any more, and that nobody uses."""
+        try:
+            await anyio.to_thread.run_sync(remove_stale, self._info, self._known, self._members(), self._giver.used)
+        except InfoError as error:
+            logger.warning("%s", error)
 
     def _publish(self) -> None:
-        for pool in self.config.pools:
-            offer = self._offers.get(pool.resource)
-            if offer is not None:
-                offer.preference = pool.preferred
-                before = offer.devices
-                if offer.update(self._giver.devices(pool)):
-                    _tell(pool.resource, before, offer.devices)
+        self._offering.publish()
         self.changed.ring()
 
     def _warn(self, said: Iterable[str]) -> None:
@@ -281,12 +289,3 @@ class Manager:
         for each in sorted(now - self._said):
             logger.warning("%s", each)
         self._said = now
-
-
-def _tell(resource: str, before: Mapping[str, Device], now: Mapping[str, Device]) -> None:
-    if before.keys() != now.keys():
-        logger.info("%s: %d devices", resource, len(now))
-    for bdf, device in now.items():
-        was = before.get(bdf)
-        if device.reason != (was.reason if was else ""):
-            logger.info("%s: %s: %s", resource, bdf, device.reason or "is well again")

@@ -1,7 +1,8 @@
 """The device plugin's config.json. Pure.
 
-Source: sriov-network-device-plugin 3.11. The file is read unmodified: what upstream ignores there warns here. Three
-things of a pool are ours: "health" (what makes a device unhealthy), "preferred" (how a pod's devices are chosen), and
+Source: sriov-network-device-plugin 3.11. The file is read unmodified: what upstream ignores there warns here. Four
+things of a pool are ours: "health" (what makes a device unhealthy), "preferred" (how a pod's devices are chosen),
+"driver" (the one that a device is bound to when it is attached, so that its container is given the nodes of that), and
 that a list may have several ranges of one PF.
 """
 
@@ -18,10 +19,13 @@ from devices.selectors import Candidate, DeviceType, Selector, parse_selectors
 
 DEFAULT_PREFIX: Final = "intel.com"
 PREFERRED: Final[tuple[Preference, ...]] = ("spread", "pack")
+VFIO: Final = "vfio-pci"
+DRIVERS: Final = (VFIO, "mlx5_core", "mlx4_core", "mana")
+"""Drivers that DPDK programs work with and whose nodes are known before a device is bound."""
 
 _KEYS: Final = (
     *("resourceName", "resourcePrefix", "deviceType", "selectors", "excludeTopology", "additionalInfo"),
-    *("health", "preferred"),
+    *("health", "preferred", "driver"),
 )
 _NAME = re.compile(r"[a-zA-Z0-9_-]+")
 _QUALIFIED = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9])?")
@@ -38,7 +42,7 @@ class Health(StrEnum):
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """One resource. `resource` is its name for pods, prefix/name."""
+    """One resource. `resource` is its name for pods, prefix/name; `driver` "" leaves devices on the one they have."""
 
     name: str
     prefix: str = DEFAULT_PREFIX
@@ -48,6 +52,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     additional: Mapping[str, Mapping[str, str]] = {}
     health: frozenset[Health] = frozenset(Health)
     preferred: Preference = "spread"
+    driver: str = ""
 
     @property
     def resource(self) -> str:
@@ -138,6 +143,7 @@ def _pool(value: object, where: str, default_prefix: str, said: list[str]) -> Po
         additional=_additional(table),
         health=_health(table),
         preferred=_preferred(table),
+        driver=table.choice("driver", DRIVERS, "") if table.get("driver") else "",
     )
     for field, key in _UNREAD.items():
         if any(getattr(selector, field) for selector in pool.selectors):

@@ -4,6 +4,7 @@ What a VF was is saved before anything is changed and forgotten when it is that 
 steps the way back is known. The steps look at what is there and not at what was done: each may be repeated.
 """
 
+import errno
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -11,12 +12,12 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from devices.errors import DeviceError
+from devices.errors import DeviceError, KernelError
 from devices.linux.sysfs import PciRecord
 from dpdk.errors import DpdkError, RefusedError
 from dpdk.handle import Handle, Pause
 from dpdk.kernel import Kernel
-from dpdk.plans import USERSPACE, BindPlan, BindRecord, Step, plan_bind
+from dpdk.plans import NO_MAC, USERSPACE, BindPlan, BindRecord, Step, plan_bind
 from dpdk.records import KIND, Records, Store
 
 __all__ = ["KIND", "BindPlan", "Binder", "Store", "plan_bind"]
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _HOLD: Final = 10.0  # for those who hold a device to let go
 _UNDO: Final = 30.0
+_NOT_A_MAC: Final = frozenset({errno.EINVAL, errno.EADDRNOTAVAIL, errno.EOPNOTSUPP})
 
 
 class Binder:
@@ -84,14 +86,18 @@ class Binder:
                 await self._undo(plan.bdf, error)
                 raise
 
-    async def restore(self, bdf: str, *, hold: float = _HOLD) -> BindRecord | None:
+    async def restore(self, bdf: str, *, hold: float = _HOLD, owner: str = "") -> BindRecord | None:
         """Put a VF back as its record says, when nobody holds it; after `hold` seconds of waiting for that it gives up.
 
-        The record that was followed, None when there is none. What somebody else changed meanwhile stays.
+        The record that was followed, None when there is none, or another's than `owner`'s, "" being anybody. What
+        somebody else changed meanwhile stays.
         :raises HeldError: a program still has the device; nothing was changed.
         :raises DeviceError: a step failed; the record stays, so that it can be tried again.
         """
         async with self._lock(bdf):
+            record = await self._records.load(bdf) if owner else None
+            if record is not None and record.owner != owner:
+                return None
             return await self._restore(bdf, hold)
 
     async def adopt(self, bdf: str, driver: str, *, owner: str = "") -> None:
@@ -124,16 +130,18 @@ class Binder:
         Those that are where they were wanted are left there: their owners know what shall become of them.
         """
         outcome: dict[str, DeviceError | None] = {}
-        for bdf, record in (await self._records.all()).items():
-            device = await self._handle(bdf).read()
-            if record is not None and device is not None and self._arrived(device, record):
-                continue
-            try:
-                await self.restore(bdf, hold=0)
-                outcome[bdf] = None
-            except DeviceError as error:
-                log.warning("%s: %s", bdf, error)
-                outcome[bdf] = error
+        for bdf in await self._records.all():
+            async with self._lock(bdf):  # whoever is at work on it knows what he is doing
+                record, device = await self._records.load(bdf), await self._handle(bdf).read()
+                if record is not None and device is not None and self._arrived(device, record):
+                    continue
+                try:
+                    await self._restore(bdf, 0)
+                    outcome[bdf] = None
+                    log.info("%s was on its way to another driver: it is back", bdf)
+                except DeviceError as error:
+                    log.warning("%s: %s", bdf, error)
+                    outcome[bdf] = error
         return outcome
 
     async def records(self) -> dict[str, BindRecord]:
@@ -192,8 +200,15 @@ class Binder:
         if not record.mac:
             return
         now = await anyio.to_thread.run_sync(self._kernel.admin_mac, record.pf, record.index)
-        if now == record.mac:
+        if now != record.mac:
+            return
+        try:
             await anyio.to_thread.run_sync(self._kernel.set_admin_mac, record.pf, record.index, record.admin_mac)
+        except KernelError as error:
+            # Some drivers take no MAC away again: with its own one, no two VFs have the same.
+            if record.admin_mac != NO_MAC or not record.address or error.code not in _NOT_A_MAC:
+                raise
+            await anyio.to_thread.run_sync(self._kernel.set_admin_mac, record.pf, record.index, record.address)
 
     async def _restore_address(self, handle: Handle, record: BindRecord) -> None:
         """A VF without an admin MAC chose its own, and chooses another when it is bound again."""

@@ -1,4 +1,4 @@
-"""What a DPDK program in a pod is told: EAL arguments, and which network is which port. Pure."""
+"""What a DPDK program in a pod is told: EAL's arguments, and the numbers of its ports. Pure."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,6 @@ import msgspec
 
 from dpdk.errors import DpdkError
 
-MAP_VERSION: Final = "1.0"
 _MAX_LCORE: Final = 128  # RTE_MAX_LCORE of a default build: CPUs beyond need a number of their own below it
 _MAX_CPU: Final = 8192
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -19,7 +18,8 @@ Iova = Literal["va", "pa", ""]
 class Port(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """A DPDK port. `network` is "namespace/name" and `interface` what the pod's network-status calls it.
 
-    `numa` is -1 when not known. `vlan` is what the PF adds to its frames; the program sees them without.
+    `numa` is -1 when not known. `vlan` is what the PF adds to its frames; the program sees them without. `ips` are
+    the addresses that its network gave it, which nobody has set: the program may.
     """
 
     network: str
@@ -29,7 +29,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defau
     driver: str = ""
     mac: str = ""
     vlan: int = 0
-    container: str = ""
+    ips: tuple[str, ...] = ()
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,18 +122,3 @@ def port_numbers(ports: Sequence[Port]) -> tuple[int, ...]:
     """The number that DPDK gives each: it probes a bus by address, whatever the order of `-a` is."""
     order = sorted({port.pci for port in ports})
     return tuple(order.index(port.pci) for port in ports)
-
-
-def port_map(ports: Sequence[Port]) -> bytes:
-    """Which network is which port, in the order of the networks, as JSON: for the pod's file and environment."""
-    numbered = zip(port_numbers(ports), ports, strict=True)
-    described = [{"port": number, **msgspec.to_builtins(port)} for number, port in numbered]
-    return msgspec.json.encode({"version": MAP_VERSION, "ports": described})
-
-
-def environment(wanted: Wanted) -> dict[str, str]:
-    """The variables of a container: DPDK_EAL_ARGS, and DPDK_PORTS with the map.
-
-    :raises DpdkError: as `eal_arguments`.
-    """
-    return {"DPDK_EAL_ARGS": " ".join(eal_arguments(wanted)), "DPDK_PORTS": port_map(wanted.ports).decode()}

@@ -18,7 +18,8 @@ _BASE_MB: Final = 64  # what EAL and a few ports with small pools need at the le
 class Container(msgspec.Struct, frozen=True, kw_only=True):
     """A container as its kernel has it. Limits are bytes, None for no limit.
 
-    `cpu_nodes` tells the NUMA node of CPUs. `hugetlb` is what its cgroup may still take, by page size in KiB.
+    `cpu_nodes` tells the NUMA node of CPUs. `hugetlb` is what its cgroup may still take, by page size in KiB, and
+    `taken` what it has already: a program that runs has all that it asked for.
     `devices_missing` are device nodes that it should have and cannot see.
     """
 
@@ -29,6 +30,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     pages: Sequence[Pages] = ()
     mounts: Sequence[Mount] = ()
     hugetlb: Mapping[int, int | None] = {}
+    taken: Mapping[int, int] = {}
     devices_missing: Sequence[str] = ()
 
 
@@ -77,6 +79,7 @@ def _memory(container: Container, wanted: Wanted) -> list[Missing]:
         found.append(Missing(what="no hugetlbfs is mounted in the container", hint=hint))
     for node, mb in wanted.memory_mb.items():
         here = sum(pages.free * pages.size_kb for pages in container.pages if pages.node in {node, -1}) // 1024
+        here += sum(container.taken.values()) // _MB
         if here < mb:
             hint = f"`multusctl dpdk hugepages --node {node}`"
             found.append(Missing(what=f"NUMA node {node} has {here} MiB of free hugepages, {mb} are needed", hint=hint))
@@ -85,8 +88,8 @@ def _memory(container: Container, wanted: Wanted) -> list[Missing]:
 
 def _usable_mb(container: Container, size_kb: int) -> int:
     free = sum(pages.free for pages in container.pages if pages.size_kb == size_kb) * size_kb // 1024
-    limit = container.hugetlb.get(size_kb)
-    return free if limit is None else min(free, limit // _MB)
+    limit, taken = container.hugetlb.get(size_kb), container.taken.get(size_kb, 0) // _MB
+    return (free if limit is None else min(free, limit // _MB)) + taken
 
 
 def _rights(container: Container, ports: Sequence[Port]) -> list[Missing]:

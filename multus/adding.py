@@ -19,6 +19,7 @@ from multus.journal import Journal, JournalError
 from multus.kube.cluster import Cluster, ClusterError
 from multus.kube.objects import Pod
 from multus.plan import Plan
+from multus.ports import EVENT, NOTHING, Ports
 from multus.readiness import indicated
 from multus.resolve import PodGoneError, Resolver
 from multus.routes import apply_gateways
@@ -51,6 +52,7 @@ class Adder:
         boot_id: str,
         step: Callable[[str], None],
         gone: Gone,
+        ports: Ports | None = None,
     ) -> None:
         self._settings = settings
         self._resolver = resolver
@@ -63,6 +65,7 @@ class Adder:
         self._boot_id = boot_id
         self._step = step
         self._gone = gone
+        self._ports = ports
 
     async def add(self, request: Request, net: NetConf) -> bytes:
         """One ADD: the result to print.
@@ -175,6 +178,7 @@ class Adder:
         with span("routes"):
             corrected = await apply_gateways(sandbox.netns, by_ifname, decisions)
         self._step("add:routed")
+        told = await self._ports.publish(sandbox, pod, corrected) if self._ports is not None else NOTHING
         entries = []
         for item in sandbox.attachments:
             info = await devinfo.read(self._devinfo, item.device_info) if item.device_info else None
@@ -184,7 +188,7 @@ class Adder:
                     ifname=item.ifname,
                     result=corrected[item.ifname],
                     is_default=item.default,
-                    device_info=info,
+                    device_info=told.device_info(item.ifname, info),
                 )
             )
         status = network_status(entries)
@@ -200,6 +204,10 @@ class Adder:
         if pod.name:
             await self._write_status(sandbox, pod, status)
             await self._announce(sandbox, pod, corrected)
+            for lack in told.lacks:
+                await self._cluster.event(
+                    pod, kind="Warning", reason=EVENT, message=f"DPDK will not work: {lack}"[:1000]
+                )
         return result
 
     async def _write_status(self, sandbox: Sandbox, pod: Pod, status: str) -> None:

@@ -18,6 +18,7 @@ from multus.dra import allocated
 from multus.errors import Fault, MultusError, from_devices
 from multus.kube.claims import Claims
 from multus.kube.objects import Pod
+from multus.networks.devices import Assigned, Wish, shared_out, wished
 from multus.sandbox import Sandbox
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Assigned = Mapping[str, Sequence[tuple[str, Sequence[str]]]]
-"""Resource name to (container, its devices), in the order of the pod's containers."""
+Wishes = Mapping[str, Sequence[Wish]]
+"""Resource name to what each network that needs a device of it asks for."""
 
 _KUBELET: Final = 10.0  # seconds, as upstream waits
 _CLAIMS: Final = 20.0
@@ -43,8 +44,8 @@ class AssignmentError(MultusError):
 class Assignments(Protocol):
     """Tells which devices a pod was given."""
 
-    async def devices(self, pod: Pod, resources: Mapping[str, int]) -> Assigned:
-        """Devices of these resources, each with the number of networks that need one.
+    async def devices(self, pod: Pod, resources: Wishes) -> Assigned:
+        """Devices of these resources, each with what the networks wish that need one.
 
         A resource that the pod was given nothing of is not in the answer.
 
@@ -154,7 +155,7 @@ class Pools(Protocol):
 
     @property
     def allocations(self) -> "Sequence[Allocation]": ...
-    async def allocate(self, resource: str, count: int, *, owner: str) -> tuple[str, ...]: ...
+    async def allocate(self, resource: str, count: int, *, owner: str, wanted: Sequence[str]) -> tuple[str, ...]: ...
     async def release(self, owner: str) -> tuple[str, ...]: ...
 
 
@@ -179,23 +180,25 @@ class PoolAssignments:
         self._clock = clock
         self._asked: dict[str, float] = {}
 
-    async def devices(self, pod: Pod, resources: Mapping[str, int]) -> Assigned:
+    async def devices(self, pod: Pod, resources: Wishes) -> Assigned:
         """As many devices of each resource as there are networks that need one; asked again, the same.
 
-        :raises MultusError: a pool has not as many, or there is no such pool.
+        The device that a network wishes is among them, and the container that it names has one.
+
+        :raises MultusError: a pool has not as many, or not that one, or there is no such pool.
         """
-        owner = _owner(pod.namespace, pod.name, pod.uid)
+        owner = pod_owner(pod.namespace, pod.name, pod.uid)
         self._asked[owner] = self._clock()
-        holder = pod.containers[0] if pod.containers else ""
+        assigned: dict[str, Sequence[tuple[str, Sequence[str]]]] = {}
         with from_devices():
-            return {
-                resource: [(holder, tuple(sorted(await self._allocate(resource, count, owner))))]
-                for resource, count in sorted(resources.items())
-            }
+            for resource, wishes in sorted(resources.items()):
+                given = await self._allocate(resource, len(wishes), owner, wished(wishes))
+                assigned[resource] = shared_out(pod.containers, given, wishes)
+        return assigned
 
     async def removed(self, sandbox: Sandbox) -> None:
         """Take back what the pod of a sandbox had, unless it has another one, or is being attached anew."""
-        owner = _owner(sandbox.pod_namespace, sandbox.pod_name, sandbox.pod_uid)
+        owner = pod_owner(sandbox.pod_namespace, sandbox.pod_name, sandbox.pod_uid)
         if (sandbox.created or self._clock()) < self._asked.get(owner, 0.0):
             return
         try:
@@ -214,14 +217,14 @@ class PoolAssignments:
             if self._asked.get(owner, 0.0) < limit and owner.startswith(_POD):
                 await self._release(owner)
 
-    async def _allocate(self, resource: str, count: int, owner: str) -> tuple[str, ...]:
+    async def _allocate(self, resource: str, count: int, owner: str, wanted: Sequence[str]) -> tuple[str, ...]:
         try:
-            return await self._pools.allocate(resource, count, owner=owner)
+            return await self._pools.allocate(resource, count, owner=owner, wanted=wanted)
         except DeviceError as error:
             if not error.retry:
                 raise
         await self.collect()
-        return await self._pools.allocate(resource, count, owner=owner)
+        return await self._pools.allocate(resource, count, owner=owner, wanted=wanted)
 
     async def _release(self, owner: str) -> None:
         with from_devices():
@@ -230,13 +233,13 @@ class PoolAssignments:
 
     async def _attached(self) -> set[str]:
         found = await self._sandboxes()
-        return {_owner(each.pod_namespace, each.pod_name, each.pod_uid) for each in found}
+        return {pod_owner(each.pod_namespace, each.pod_name, each.pod_uid) for each in found}
 
 
 _POD: Final = "pod "
 
 
-def _owner(namespace: str, name: str, uid: str) -> str:
+def pod_owner(namespace: str, name: str, uid: str) -> str:
     """Whom the pools know a pod by; people who take devices by hand have other names."""
     return f"{_POD}{namespace}/{name} {uid}".rstrip()
 

@@ -21,6 +21,7 @@ from multus.delegates.chain import Chain
 from multus.errors import MultusError
 from multus.journal import Journal
 from multus.kube.cluster import Cluster
+from multus.ports import Ports
 from multus.readiness import indicated, refuse_unindicated
 from multus.resolve import Resolver
 from multus.sandbox import Sandbox, State
@@ -50,6 +51,7 @@ class Commands:
         devinfo_dir: Path,
         boot_id: str,
         step: Callable[[str], None],
+        ports: Ports | None = None,
     ) -> None:
         self._settings = settings
         self._resolver = resolver
@@ -73,6 +75,7 @@ class Commands:
             boot_id=boot_id,
             step=step,
             gone=self._gone,
+            ports=ports,
         )
 
     async def cni(self, env: Mapping[str, str], conf: bytes) -> bytes:

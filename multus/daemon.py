@@ -31,7 +31,6 @@ from multus.server import InterfaceAttributes, Server
 from multus.settings import DEFAULT_CONFIG, DaemonSettings
 from multus.spool import Spool
 from multus.timeline import Timelines
-from multus.upkeep import Upkeep
 from multus.wiring import DaemonError, Parts, wire
 
 if TYPE_CHECKING:
@@ -87,13 +86,14 @@ async def serve(path: Path, *, env: Mapping[str, str]) -> None:
         parts = await wire(reloader, stack, env=env)
         daemon = Daemon(parts.commands, parts.hotplug, parts.metrics)
         limit = settings.connection_limit or 256
-        server = Server(Path(settings.socket_path), daemon, limit=limit, timelines=daemon.timelines.encode)
+        timelines, devices = daemon.timelines.encode, parts.by_hand.answer
+        server = Server(Path(settings.socket_path), daemon, limit=limit, timelines=timelines, devices=devices)
         async with anyio.create_task_group() as group:
             await group.start(_stop_on_signal, group.cancel_scope, server)
             await group.start(parts.cluster.run)
             if parts.manager is not None:
                 await group.start(run_manager, parts.manager)
-            await _recover(group, parts.upkeep)
+            await _recover(group, parts)
             if parts.pool is not None:
                 await parts.pool.collect()
             if parts.policies is not None:  # not before: what leftovers hold is held
@@ -145,12 +145,13 @@ async def _serve_metrics(
         await serve(metrics, listener, parts.journal.all, task_status=task_status)
 
 
-async def _recover(group: anyio.abc.TaskGroup, upkeep: Upkeep) -> None:
+async def _recover(group: anyio.abc.TaskGroup, parts: Parts) -> None:
     """Undo leftovers before attaches are served, but do not keep the node from serving for ever."""
     done = anyio.Event()
 
     async def recover() -> None:
-        await upkeep.recover()
+        await parts.binder.recover()  # first: a take-down finds VFs on one driver or on the other, and not between
+        await parts.upkeep.recover()
         done.set()
 
     group.start_soon(recover)

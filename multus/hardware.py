@@ -9,6 +9,8 @@ import anyio
 import anyio.abc
 
 from devices.errors import DeviceError
+from multus.byhand import ByHand
+from multus.device_ids import device_ids
 from multus.errors import MultusError, from_devices
 from multus.journal import Journal
 from multus.settings import DaemonSettings
@@ -16,6 +18,7 @@ from multus.settings import DaemonSettings
 if TYPE_CHECKING:
     from devices.kubelet.podresources import PodResources
     from devices.manager import Manager
+    from dpdk.drivers import Binder
     from multus.policies import Policies
 
 logger = logging.getLogger(__name__)
@@ -69,15 +72,22 @@ def has_policies(settings: DaemonSettings) -> bool:
     return bool(settings.policies or settings.sriov_policies)
 
 
-async def make_policies(settings: DaemonSettings, journal: Journal, manager: "Manager | None") -> "Policies | None":
+async def make_policies(
+    settings: DaemonSettings, journal: Journal, manager: "Manager | None", *, binder: "Binder | None" = None
+) -> "Policies | None":
     """The policies at work, read already so that the manager begins with their pools; None on a node without any."""
     if manager is None or not has_policies(settings):
         return None
     from multus.policies import Policies
 
-    made = Policies(manager, journal, settings)
+    made = Policies(manager, journal, settings, binder=binder)
     await made.load()
     return made
+
+
+def make_by_hand(settings: DaemonSettings, journal: Journal, manager: "Manager | None") -> ByHand:
+    """What answers `multusctl vf`."""
+    return ByHand(manager, journal.all, kubelet_dir=None if settings.manifests else Path(settings.kubelet_dir))
 
 
 async def run_manager(
@@ -115,8 +125,8 @@ class InUse:
             sandboxes = await self._journal.all()
         except MultusError as error:
             raise DeviceError(error.message, hint=error.hint) from error
-        items = (item for sandbox in sandboxes for item in sandbox.attachments if item.device_id)
-        attached = {item.device_id: item.resource for item in items}
+        items = (item for sandbox in sandboxes for item in sandbox.attachments)
+        attached = {bdf: item.resource for item in items for bdf in device_ids(item)}
         return attached | await self._of_containers()
 
     async def _of_containers(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ from prometheus_client import (
 )
 
 from devices.statistics import Statistics
+from multus.device_metrics import DeviceCollector
 from multus.errors import Fault, MultusError
 from multus.sandbox import Sandbox, State
 
@@ -89,13 +90,6 @@ class Metrics:
         self._failing = Gauge(
             "multus_journal_failing", "Sandboxes that could not be taken down so far.", registry=self._registry
         )
-        self._devices = Gauge(
-            "multus_devices",
-            "Devices by pool: all, healthy, and given out.",
-            ["pool", "state"],
-            registry=self._registry,
-        )
-        self._statistics: Callable[[], Statistics] = Statistics
         self._requests = Counter(
             "multus_api_requests",
             "Requests of the API server; code 0 is no answer.",
@@ -131,7 +125,7 @@ class Metrics:
 
     def watch_devices(self, statistics: Callable[[], Statistics]) -> None:
         """Where to ask what the pools hold."""
-        self._statistics = statistics
+        self._registry.register(DeviceCollector(statistics))
 
     def count(self, sandboxes: list[Sandbox]) -> None:
         """What the journal holds now."""
@@ -142,10 +136,6 @@ class Metrics:
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
-        self._devices.clear()  # of pools that are gone
-        for pool in self._statistics().pools:
-            for state in ("devices", "healthy", "allocated"):
-                self._devices.labels(pool.resource, "all" if state == "devices" else state).set(getattr(pool, state))
         return generate_latest(self._registry)
 
 

@@ -26,6 +26,7 @@ from devices.pool_config import PoolConfig
 from dpdk.drivers import Binder
 from dpdk.kernel import Kernel
 from multus import uses
+from multus.byhand import attached
 from multus.errors import MultusError
 from multus.journal import Journal
 from multus.policy_drivers import BinderDrivers
@@ -48,7 +49,10 @@ class _GivenUp(msgspec.Struct, frozen=True):
 
 
 class Policies:
-    """The policies of `settings` at work on what `manager` sees. Make and `load` it before the manager runs."""
+    """The policies of `settings` at work on what `manager` sees. Make and `load` it before the manager runs.
+
+    `binder` is the node's one, where others bind VFs, too.
+    """
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class Policies:
         journal: Journal,
         settings: DaemonSettings,
         *,
+        binder: Binder | None = None,
         kernel: Kernel | None = None,
         applier: Applier | None = None,
     ) -> None:
@@ -64,7 +69,7 @@ class Policies:
         self._settings = settings
         self._folder = Path(settings.policies) if settings.policies else None
         self._kernel = kernel or Kernel()
-        drivers = BinderDrivers(Binder(self._kernel, journal.records), self._kernel.sysfs)
+        drivers = BinderDrivers(binder or Binder(self._kernel, journal.records), self._kernel.sysfs)
         self._applier = applier or Applier(self._kernel.sysfs, drivers)
         self._policies: tuple[Policy, ...] = ()
         self._stale = Bell()  # files may say something else
@@ -215,7 +220,7 @@ class Policies:
 
     async def _held(self) -> dict[str, str]:
         """Who uses devices, by what is recorded."""
-        return await self._manager.in_use() | uses.of_pods(await self._journal.all())
+        return await self._manager.in_use() | attached(await self._journal.all())
 
     def _mine(self, found: Inventory) -> tuple[Policy, ...]:
         return for_node(self._policies, labels(self._settings, found))

@@ -5,7 +5,6 @@ first. What could not be asked (an API server that is away) is an error: asking 
 """
 
 import logging
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
 
@@ -20,7 +19,7 @@ from multus.cni.request import PodRef, Request, pod_ref
 from multus.errors import Fault, MultusError
 from multus.kube.cluster import Cluster, ClusterError, NotFoundError
 from multus.kube.objects import DEFAULT_NETWORK, NETWORKS, Pod
-from multus.networks.devices import DeviceShare
+from multus.networks.devices import DeviceShare, Wish
 from multus.networks.isolation import check_isolation
 from multus.networks.nad import resolve_nad
 from multus.networks.selection import Selection, parse_default_network, parse_selections
@@ -173,8 +172,13 @@ class Resolver:
             raise PodGoneError(str(error)) from error
 
     async def _devices(self, pod: Pod, wanted: Sequence[Wanted]) -> DeviceShare:
-        resources = Counter(want.resource for want in wanted if want.resource)
-        return DeviceShare(await self._assignments.devices(pod, resources) if resources else {})
+        wishes: dict[str, list[Wish]] = {}
+        for want in wanted:
+            if want.resource:
+                chosen = want.selection
+                wish = Wish(device_id=chosen.device_id, container=chosen.container) if chosen else Wish()
+                wishes.setdefault(want.resource, []).append(wish)
+        return DeviceShare(await self._assignments.devices(pod, wishes) if wishes else {})
 
     async def _first(self, pod: Pod, net: NetConf) -> Wanted:
         """The network that is eth0: the pod may ask for another than the cluster's."""

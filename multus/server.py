@@ -12,11 +12,22 @@ import anyio
 import anyio.abc
 import msgspec
 
+from multus.byhand_asks import Operation
 from multus.calls import Calls
-from multus.cni.errors import CNIError, Code
+from multus.cni.errors import CNIError, Code, to_cni
+from multus.errors import MultusError
 from multus.listener import ListenerError, listen, trusted
 from multus.timeline import received
-from multus.upstream import Answer, Exchange, InterfaceAttributes, Probe, TimelineQuery, conclude, failure
+from multus.upstream import (
+    Answer,
+    DeviceRequest,
+    Exchange,
+    InterfaceAttributes,
+    Probe,
+    TimelineQuery,
+    conclude,
+    failure,
+)
 from multus.wire import HEADER_SIZE, MAX_OUTPUT, FrameError, RequestFrame, decode_request, encode_response, request_size
 
 __all__ = ["Handler", "InterfaceAttributes", "ListenerError", "Server"]
@@ -47,7 +58,8 @@ class Server:
 
     `limit` calls that take resources (ADD, CHECK, STATUS) are with the handler at a time; DEL, GC and health probes
     do not wait for them. At most `connections` are held; further ones wait in the kernel's queue. A request must
-    arrive, and its answer be taken, within `peer_seconds`. `timelines` tells where a container's calls spent time.
+    arrive, and its answer be taken, within `peer_seconds`. `timelines` tells where a container's calls spent time,
+    `devices` does what is asked of the node's pools.
     """
 
     def __init__(
@@ -60,6 +72,7 @@ class Server:
         peer_seconds: float = 10.0,
         drain_seconds: float = 20.0,
         timelines: Callable[[str], bytes] = lambda container: b"[]",
+        devices: Callable[[Operation, bytes], Awaitable[bytes]] | None = None,
     ) -> None:
         self._path = socket_path
         self._handler = handler
@@ -68,6 +81,7 @@ class Server:
         self._peer_seconds = peer_seconds
         self._drain_seconds = drain_seconds
         self._timelines = timelines
+        self._devices = devices
         self._accepting = anyio.CancelScope()
         self._stopped: anyio.Event | None = None
 
@@ -167,6 +181,9 @@ class Server:
             request = self._health(request)
         elif isinstance(request, TimelineQuery):
             request = Answer(body=self._timelines(request.container))
+        elif isinstance(request, DeviceRequest):
+            await self._give(stream, exchange, request)
+            return
         if isinstance(request, Answer):
             await self._send(stream, exchange.answer(request))
             return
@@ -181,6 +198,22 @@ class Server:
             outcome = await self._calls.attend(stream, env["CNI_COMMAND"], operation)
             if outcome is not None:
                 await self._send(stream, exchange.answer(conclude(request, outcome)))
+
+    async def _give(self, stream: anyio.abc.SocketStream, exchange: Exchange, request: DeviceRequest) -> None:
+        """Devices are taken or given back: to the end, whether or not the caller waits for it."""
+        if self._devices is None or self._calls.draining:
+            refusal = CNIError(Code.NOT_AVAILABLE, "multusd is shutting down" if self._devices else "it has no devices")
+            await self._send(stream, exchange.answer(failure(refusal, status=503)))
+            return
+        with self._calls.counted():
+            try:
+                answer = Answer(body=await self._devices(request.operation, request.body))
+            except MultusError as error:
+                answer = failure(to_cni(error))
+            except Exception as error:
+                logger.exception("%s of devices failed: a defect of ours", request.operation)
+                answer = failure(to_cni(error), status=500)
+            await self._send(stream, exchange.answer(answer))
 
     def _health(self, probe: Probe) -> Answer:
         ready, reason = (False, "multusd is shutting down") if self._calls.draining else self._handler.ready()

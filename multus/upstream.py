@@ -6,18 +6,23 @@ An older shim (during an upgrade) and the hot-plug controller speak it:
     POST /delegate  the same and "interfaceAttributes": {"ips": [...], "mac": "...", "cni-args": {...}}
     GET or POST /healthz, /readyz
 
-and, of our own, what `multusctl attach --timeline` asks: GET /timelines, or /timelines?container=ID.
+and, of our own, what `multusctl` asks:
+
+    GET /timelines, or /timelines?container=ID                       where the time of calls went
+    GET /devices, POST /devices/allocate, /release and /create       `multusctl vf` (multus.byhand)
 
 200 carries {"Result": <result of CNI 1.0.0>} for an ADD and nothing otherwise; an error is 400 with the CNI error.
 Source: multus-cni v4.3, pkg/server. One request a connection, as its client does it.
 """
 
 from collections.abc import Mapping
+from typing import Final
 from urllib.parse import parse_qs
 
 import h11
 import msgspec
 
+from multus.byhand_asks import Operation
 from multus.cni.errors import CNIError, Code
 from multus.cni.result import encode_result, parse_result
 from multus.wire import MAX_CONF, MAX_ENV
@@ -27,6 +32,12 @@ _MAX_HEAD = 32 * 1024
 _COMMANDS = {"/cni": ("ADD", "DEL", "CHECK", "STATUS", "GC"), "/delegate": ("ADD", "DEL", "CHECK", "STATUS")}
 _PROBES = ("/healthz", "/readyz")
 _TIMELINES = "/timelines"
+_DEVICES: Final[dict[str, tuple[Operation, bytes]]] = {
+    "/devices": ("show", b"GET"),
+    "/devices/allocate": ("allocate", b"POST"),
+    "/devices/release": ("release", b"POST"),
+    "/devices/create": ("create", b"POST"),
+}
 
 
 class InterfaceAttributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +75,16 @@ class TimelineQuery(msgspec.Struct, frozen=True, kw_only=True):
     container: str = ""
 
 
+class DeviceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody asks of the node's pools; `body` is a JSON document."""
+
+    operation: Operation
+    body: bytes = b""
+
+
+Request = Call | Probe | TimelineQuery | DeviceRequest | Answer
+
+
 class _Attributes(msgspec.Struct):
     ips: list[str] | None = None
     mac: str | None = None
@@ -89,7 +110,7 @@ class Exchange:
         self._request: h11.Request | None = None
         self._body = bytearray()
 
-    def feed(self, data: bytes) -> Call | Probe | TimelineQuery | Answer | None:
+    def feed(self, data: bytes) -> Request | None:
         """The request, once `data` (b"" for the end of the stream) completes it. Never raises."""
         try:
             self._http.receive_data(data)
@@ -120,17 +141,22 @@ class Exchange:
         if answer.body:
             headers.append(("Content-Type", "application/json"))
         if answer.status == 405:
-            allowed = "GET, POST" if self._path() in _PROBES else "GET" if self._path() == _TIMELINES else "POST"
-            headers.append(("Allow", allowed))
+            headers.append(("Allow", self._allowed()))
         head = self._http.send(h11.Response(status_code=answer.status, headers=headers)) or b""
         if self._request is not None and self._request.method == b"HEAD":
             return head
         return head + (self._http.send(h11.Data(data=answer.body)) or b"")
 
+    def _allowed(self) -> str:
+        path = self._path()
+        if path in _PROBES:
+            return "GET, POST"
+        return "GET" if path == _TIMELINES else _DEVICES[path][1].decode() if path in _DEVICES else "POST"
+
     def _path(self) -> str:
         return self._request.target.decode("ascii").partition("?")[0] if self._request else ""
 
-    def _route(self) -> Call | Probe | TimelineQuery | Answer:
+    def _route(self) -> Request:
         assert self._request is not None
         method, path = self._request.method, self._path()
         if path in _PROBES:
@@ -138,6 +164,11 @@ class Exchange:
         if path == _TIMELINES:
             query = parse_qs(self._request.target.decode("ascii").partition("?")[2])
             return TimelineQuery(container=query.get("container", [""])[0]) if method == b"GET" else Answer(status=405)
+        if path in _DEVICES:
+            operation, verb = _DEVICES[path]
+            if method != verb:
+                return Answer(status=405)
+            return DeviceRequest(operation=operation, body=bytes(self._body))
         if path not in _COMMANDS:
             return Answer(status=404)
         if method != b"POST":

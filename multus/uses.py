@@ -1,4 +1,7 @@
-"""Who uses virtual functions: pods by the journal, programs by what they have open, others by what is missing here."""
+"""Who uses virtual functions: programs by what they have open, others by what is missing here.
+
+What pods use is in the journal (`multus.byhand.attached`).
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,8 +12,6 @@ from devices.linux.sysfs import PciRecord
 from dpdk.holders import find_holders, nodes_of
 from dpdk.kernel import Survey
 from dpdk.plans import in_use
-from multus.cni.result import parse_result
-from multus.sandbox import Attachment, Sandbox
 
 
 def of_hardware(found: Iterable[VF], *, sysfs: Path) -> dict[str, str]:
@@ -36,23 +37,3 @@ def of_node(found: Iterable[VF], records: Mapping[str, PciRecord], survey: Surve
 def programs(bdf: str, sysfs: Path) -> list[str]:
     """Programs that have the device open. Blocks."""
     return [str(each) for each in find_holders(bdf, nodes_of(bdf, sysfs=sysfs))]
-
-
-def of_pods(sandboxes: Iterable[Sandbox]) -> dict[str, str]:
-    """Devices of pods, by address.
-
-    :raises MultusError: a result that cannot be understood.
-    """
-    found: dict[str, str] = {}
-    for sandbox in sandboxes:
-        for item in sandbox.attachments:
-            pod = f"pod {sandbox.pod_namespace}/{sandbox.pod_name} ({item.ifname})"
-            found.update((bdf, pod) for bdf in {item.device_id, *_reported(item)} - {""})
-    return found
-
-
-def _reported(item: Attachment) -> set[str]:
-    """A network may name its device itself, without a resource: then only its result tells."""
-    if item.result is None:
-        return set()
-    return {each.pci_id for each in parse_result(item.result, where="journal").interfaces if each.pci_id}

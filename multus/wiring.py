@@ -11,23 +11,29 @@ from typing import TYPE_CHECKING, ClassVar
 import anyio
 
 from devices.linux.vf_kernel import LinuxKernel
+from dpdk.drivers import Binder
+from dpdk.kernel import Kernel
 from multus import confdir
 from multus.assignments import Assignments, KubeletAssignments, NoAssignments, PoolAssignments
 from multus.attach import Attacher, unmeasured
+from multus.byhand import ByHand
 from multus.commands import Commands
 from multus.delegates.chain import Chain
-from multus.delegates.native.registry import native_delegates
+from multus.delegates.native.registry import chosen, native_delegates
 from multus.delegates.passthru import passthru
 from multus.delegates.plugin import Runner
 from multus.delegates.sriov import Sriov
 from multus.drills import from_environment
 from multus.errors import Fault, MultusError
-from multus.hardware import make_manager, make_policies
+from multus.hardware import make_by_hand, make_manager, make_policies
 from multus.hotplug import Hotplug
 from multus.journal import Journal
 from multus.kube.cluster import Cluster, NoCluster
+from multus.pod_names import pod_names
+from multus.ports import Ports
 from multus.reload import Reloader
 from multus.resolve import Resolver
+from multus.sandbox import Sandbox
 from multus.settings import DaemonSettings
 from multus.slots import Lanes, Slots
 from multus.upkeep import Upkeep
@@ -53,7 +59,7 @@ class DaemonError(MultusError):
 class Parts:
     """What the daemon runs; `manager`, `policies` and `metrics` are None on a node without them.
 
-    `pool` gives devices out where no kubelet does.
+    `pool` gives devices out where no kubelet does. `binder` is the one that changes drivers of VFs, for whomever.
     """
 
     cluster: Cluster
@@ -62,9 +68,11 @@ class Parts:
     upkeep: Upkeep
     commands: Commands
     hotplug: Hotplug
+    binder: Binder
     manager: "Manager | None"
     policies: "Policies | None"
     pool: PoolAssignments | None
+    by_hand: ByHand
     metrics: "Metrics | None"
 
 
@@ -81,7 +89,8 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
     step = from_environment(env)
     slots, lanes = Slots(settings.max_concurrent_delegates), Lanes()
     reloader.on_change(lambda old, new: slots.resize(new.max_concurrent_delegates - old.max_concurrent_delegates))
-    chain = _chain(lambda: reloader.current, journal, boot_id)
+    binder = Binder(Kernel(pod_name=pod_names(Path(settings.cni_dir) / "journal.db")), journal.records)
+    chain = _chain(lambda: reloader.current, journal, boot_id, binder)
     devinfo_dir = Path(settings.device_info_dir)
     measure = metrics.delegate if metrics else unmeasured
     deadline = settings.delegate_timeout + 10
@@ -95,9 +104,16 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
         half_done=journal.half_done,
     )
     manager = make_manager(settings, journal)
-    policies = await make_policies(settings, journal, manager)
+    policies = await make_policies(settings, journal, manager, binder=binder)
     assignments = _assignments(settings, claims, manager, journal)
     pool = assignments if isinstance(assignments, PoolAssignments) else None
+    ports = Ports(journal.records, devinfo_dir)
+
+    async def removed(sandbox: Sandbox) -> None:
+        await ports.removed(sandbox)
+        if pool is not None:
+            await pool.removed(sandbox)
+
     upkeep = Upkeep(
         journal=journal,
         attacher=attacher,
@@ -105,7 +121,7 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
         lanes=lanes,
         cluster=cluster,
         boot_id=boot_id,
-        removed=pool.removed if pool else None,
+        removed=removed,
     )
     resolver = Resolver(
         cluster=cluster,
@@ -126,6 +142,7 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
         devinfo_dir=devinfo_dir,
         boot_id=boot_id,
         step=step,
+        ports=ports,
     )
     return Parts(
         cluster=cluster,
@@ -134,17 +151,20 @@ async def wire(reloader: Reloader, stack: AsyncExitStack, *, env: Mapping[str, s
         upkeep=upkeep,
         commands=commands,
         hotplug=Hotplug(journal=journal, attacher=attacher, chain=chain, slots=slots, lanes=lanes),
+        binder=binder,
         manager=manager,
         policies=policies,
         pool=pool,
+        by_hand=make_by_hand(settings, journal, manager),
         metrics=metrics,
     )
 
 
-def _chain(settings: Callable[[], DaemonSettings], journal: Journal, boot_id: str) -> Chain:
+def _chain(settings: Callable[[], DaemonSettings], journal: Journal, boot_id: str, binder: Binder) -> Chain:
     runner = Runner(chroot=settings().chroot_dir, timeout=lambda: settings().delegate_timeout)
-    sriov = Sriov(runner, journal.records, LinuxKernel(), boot_id=boot_id)
-    native = native_delegates(settings().native_delegates, runner, root=settings().chroot_dir)
+    sriov = Sriov(runner, journal.records, LinuxKernel(), boot_id=boot_id, binder=binder)
+    types = chosen(settings().native_delegates, bin_dir=settings().chroot_dir + settings().bin_dir)
+    native = native_delegates(types, runner, root=settings().chroot_dir)
     return Chain(
         runner,
         in_process={"passthru": passthru, "sriov": sriov, **native},

@@ -25,9 +25,10 @@ class NoProgramsError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class GoPrograms:
-    """Programs of one module at one version. A program's name is the last part of its package.
+    """Programs of one module at one version. A program's name is the last part of its package, or as `named`.
 
-    `packages` are below the module; `variables` are Go variables that the linker sets, by their full names.
+    `packages` are below the module, "" is the module itself; `variables` are Go variables that the linker sets, by
+    their full names; `replaced` are modules for which folders of ours stand in; `cgo` is whether it needs a C compiler.
     """
 
     project: str
@@ -39,6 +40,9 @@ class GoPrograms:
     given_by: str
     """The environment variable that names a folder with programs built elsewhere."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, str] = field(default_factory=dict)
+    replaced: Mapping[str, Path] = field(default_factory=dict)
+    cgo: bool = False
 
     def cache(self) -> Path:
         """Where what was built is kept, outside the tree."""
@@ -49,10 +53,13 @@ class GoPrograms:
         given = os.environ.get(self.given_by)
         return Path(given) if given else self._here() / "bin"
 
+    def programs(self) -> list[Path]:
+        """Where each of them is, or would be."""
+        return [self.directory() / self._name(package) for package in self.packages]
+
     def missing(self) -> list[str]:
         """The programs that are not there yet."""
-        names = [package.rpartition("/")[2] for package in self.packages]
-        return [name for name in names if not os.access(self.directory() / name, os.X_OK)]
+        return [path.name for path in self.programs() if not os.access(path, os.X_OK)]
 
     def build(self) -> float:
         """Build what is missing; seconds that it took.
@@ -73,11 +80,13 @@ class GoPrograms:
             path.mkdir(parents=True, exist_ok=True)
         (self._wrapper() / "go.mod").write_text(self._require())
         flags = ["-s", "-w", *(f"-X {name}={value}" for name, value in self.variables.items())]
-        packages = [f"{self.module}/{each}" for each in self.packages if each.rpartition("/")[2] in wanted]
-        self._go("build", "-p", "2", "-trimpath", "-ldflags", " ".join(flags), "-o", f"{staged}/", *packages)
+        packages = [each for each in self.packages if self._name(each) in wanted]
+        self._go(
+            "build", "-p", "2", "-trimpath", "-ldflags", " ".join(flags), "-o", f"{staged}/", *map(self._path, packages)
+        )
         self.directory().mkdir(parents=True, exist_ok=True)
-        for name in wanted:
-            (staged / name).replace(self.directory() / name)
+        for each in packages:
+            (staged / self._path(each).rpartition("/")[2]).replace(self.directory() / self._name(each))
         return time.monotonic() - begin
 
     def main(self) -> None:
@@ -88,6 +97,13 @@ class GoPrograms:
             sys.exit(str(error))
         title = self.project[0].upper() + self.project[1:]
         print(f"{title} {self.version} is in {self.directory()}" + (f"; built in {took:.0f} s" if took else ""))
+
+    def _path(self, package: str) -> str:
+        return f"{self.module}/{package}".rstrip("/")
+
+    def _name(self, package: str) -> str:
+        theirs = self._path(package).rpartition("/")[2]
+        return self.named.get(theirs, theirs)
 
     def _here(self) -> Path:
         return self.cache() / self.version
@@ -105,12 +121,14 @@ class GoPrograms:
             raise NoProgramsError(f"{self.module} {self.version} has a go.mod of a shape that is not known here")
         published = "v0." + self.version.partition(".")[2]
         replaces = [f"replace {name} => {name} {published}" for name in _STAGING.findall(theirs)]
+        replaces += [f"replace {name} => {folder}" for name, folder in self.replaced.items()]
         lines = ["module programs.test", f"go {version[1]}", f"require {self.module} {self.version}", *replaces]
         return "\n".join([*lines, ""])
 
     def _go(self, *arguments: str) -> str:
         """Run go in the module of ours, behind whatever else the machine does."""
-        env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+        cgo = "1" if self.cgo else "0"
+        env = {**os.environ, "CGO_ENABLED": cgo, "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}
         command = ["nice", "-n", "10", "go", *arguments]
         done = subprocess.run(command, cwd=self._wrapper(), env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -1,6 +1,7 @@
 """What a container is told and given for its devices, and which devices are the best choice for it. Pure.
 
-Names, paths and documents are those of upstream's device plugin, which programs in pods read.
+Names, paths and documents are those of upstream's device plugin, which programs in pods read. What is ours beside them,
+for devices that a DPDK program drives, has names that begin with MULTUS.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ INFO_VERSION: Final = "1.1.0"  # of the Device Information Specification
 
 _VFIO: Final = "/dev/vfio/vfio"
 _VHOST_NET, _TUN = "/dev/vhost-net", "/dev/net/tun"
+PORTS: Final = "/run/multus/dpdk"
+"""In a container: a folder for each of its devices for DPDK, with the files of `devices.portfiles`."""
 _DEVICES_IN_A_NAME: Final = str.maketrans("./", "__")
 
 
@@ -35,17 +38,21 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """A device that is given out. `extra` is the pool's additional information, `vhost` its needVhostNet."""
+    """A device that is given out. `extra` is the pool's additional information, `vhost` its needVhostNet.
+
+    `ports` is the folder on the host where a DPDK program finds its files, "" for a device that has none.
+    """
 
     id: str
     parent: str = ""
     nodes: Nodes = Nodes()
     vhost: bool = False
     extra: Mapping[str, str] = {}
+    ports: str = ""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """A device node for a container."""
+    """A device node or a folder for a container."""
 
     host: str
     container: str
@@ -56,6 +63,11 @@ def environment_name(resource: str) -> str:
     return f"PCIDEVICE_{resource.translate(_DEVICES_IN_A_NAME).upper()}"
 
 
+def ports_name(resource: str) -> str:
+    """The variable that names the folder of a container's DPDK files: MULTUS_DPDK_INTEL_COM_SRIOV."""
+    return environment_name(resource).replace("PCIDEVICE", "MULTUS_DPDK", 1)
+
+
 def environment(resource: str, grants: Sequence[Grant]) -> dict[str, str]:
     """The variables of one container.
 
@@ -64,7 +76,15 @@ def environment(resource: str, grants: Sequence[Grant]) -> dict[str, str]:
     """
     name, ordered = environment_name(resource), sorted(grants, key=lambda grant: grant.id)
     info = {grant.id: _information(grant) for grant in ordered}
-    return {name: ",".join(info), f"{name}_INFO": msgspec.json.encode(info).decode()}
+    found = {name: ",".join(info), f"{name}_INFO": msgspec.json.encode(info).decode()}
+    first = next((grant.id for grant in ordered if grant.ports), "")
+    return found | ({ports_name(resource): f"{PORTS}/{first}"} if first else {})
+
+
+def mounts(grants: Iterable[Grant]) -> tuple[Spec, ...]:
+    """The folders of one container, to be mounted read-only."""
+    ordered = sorted(grants, key=lambda grant: grant.id)
+    return tuple(Spec(host=grant.ports, container=f"{PORTS}/{grant.id}") for grant in ordered if grant.ports)
 
 
 def device_specs(grants: Iterable[Grant]) -> tuple[Spec, ...]:

@@ -160,4 +160,8 @@ def _answer(resource: str, grants: Sequence[Grant]) -> api.ContainerAllocateResp
             api.DeviceSpec(container_path=spec.container, host_path=spec.host, permissions=allocate.PERMISSIONS)
             for spec in allocate.device_specs(grants)
         ],
+        mounts=[
+            api.Mount(container_path=spec.container, host_path=spec.host, read_only=True)
+            for spec in allocate.mounts(grants)
+        ],
     )

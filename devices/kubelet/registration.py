@@ -1,6 +1,7 @@
 """All pools at one kubelet: one service each, and one watch on the kubelet's directories for all of them."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ import anyio
 import anyio.abc
 
 from devices.kubelet.service import PLUGINS, WATCHED, Mode, Pace, Service
+from devices.kubelet.sockets import Rival, rivals, socket_name
 from devices.offers import Offer
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Kubelet:
         self._mode: Mode = mode
         self._pace = pace or Pace()
         self._group: anyio.abc.TaskGroup | None = None
+        self._strangers: frozenset[Rival] = frozenset()
         self._services: dict[str, tuple[Service, anyio.CancelScope, anyio.Event]] = {}
 
     @property
@@ -89,6 +92,8 @@ class Kubelet:
                             if event.mask & _ended():
                                 break
                             self._ring()
+                            continue
+                        self._look_around()  # a socket is there before anybody listens on it
             except OSError as error:
                 logger.warning("%s is not watched: %s", self._directory, error.strerror or error)
                 if not started:
@@ -110,6 +115,21 @@ class Kubelet:
         """The directory itself as well: those below it may come later."""
         return self._directory, self._directory / PLUGINS, self._directory / WATCHED
 
+    def _look_around(self) -> None:
+        """Say which other plugins there are; those of a resource that is served here are the service's to tell of."""
+        prefixes = {resource.rpartition("/")[0] for resource in self._services}
+        served = {service.path for service, _, _ in self._services.values()}
+        names = {socket_name(resource, self._directory / PLUGINS) for resource in self._services}
+        found = rivals(self._paths()[1:], prefixes, own=(os.getpid(),), served=served)
+        strangers = frozenset(each for each in found if each.path.name not in names)
+        for each in sorted(strangers - self._strangers, key=str):
+            logger.warning(
+                "another device plugin is at work: %s. What its pools and those here both select is given out twice: "
+                "take it off this node, or see to it that no device is in both",
+                each,
+            )
+        self._strangers = strangers
+
     def _present(self) -> list[tuple[int, int]]:
         found = []
         for path in self._paths():
@@ -122,6 +142,7 @@ class Kubelet:
         return found
 
     def _ring(self) -> None:
+        self._look_around()
         for service, _, _ in self._services.values():
             service.news.ring()
 

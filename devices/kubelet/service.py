@@ -17,7 +17,7 @@ from devices.kubelet.api import deviceplugin_grpc
 from devices.kubelet.api import deviceplugin_pb2 as api
 from devices.kubelet.errors import KubeletError
 from devices.kubelet.plugin import VERSION, DevicePlugin, Introduction, options
-from devices.kubelet.sockets import HangUpServer, Identity, identity, socket_name
+from devices.kubelet.sockets import HangUpServer, Identity, Rival, identity, rival_of, socket_name
 from devices.offers import Bell, Offer
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,15 @@ class Pace:
 
 
 class Service:
-    """Serves `offer` to the kubelet whose directory is `directory`. Ring `news` when something there changed."""
+    """Serves `offer` to the kubelet whose directory is `directory`. Ring `news` when something there changed.
+
+    `rival` is another device plugin that serves the same resource: for as long as it does, this one does not.
+    """
 
     def __init__(self, offer: Offer, directory: Path, *, mode: Mode = "auto", pace: Pace | None = None) -> None:
         self.offer = offer
         self.news = Bell()
+        self.rival: Rival | None = None
         self._directory = directory
         self._mode = mode
         self._pace = pace or Pace()
@@ -75,6 +79,11 @@ class Service:
         self._pause = 0.0
         self._not_before = 0.0
         self._complaint = ""
+
+    @property
+    def path(self) -> Path | None:
+        """Its socket, while it has one."""
+        return self._path if self._server is not None else None
 
     @property
     def connected(self) -> bool:
@@ -103,6 +112,7 @@ class Service:
 
         :raises KubeletError: it cannot be put right now.
         """
+        await self._give_way()
         if self._server is None or identity(self._path) != self._identity:
             if self._server is not None:
                 logger.warning("%s: the socket %s is gone; making it anew", self.offer.resource, self._path)
@@ -121,6 +131,29 @@ class Service:
             await self._open()  # a new socket is what makes the kubelet look again
             if refusal:
                 raise KubeletError(f"the kubelet does not take {self.offer.resource}: {refusal}")
+
+    async def _give_way(self) -> None:
+        """Two plugins that take one resource from each other again and again serve nobody.
+
+        :raises KubeletError: another one serves it.
+        """
+        rival = self._find_rival()
+        if rival is None and self._server is not None and identity(self._path) not in (None, self._identity):
+            await anyio.sleep(self._pace.first)  # somebody else's, who may be about to listen
+            rival = self._find_rival()
+        if rival is None and self.rival is not None:
+            logger.info("%s: nobody else serves it any more", self.offer.resource)
+        self.rival = rival
+        if rival is not None:
+            await self._close()
+            raise KubeletError(
+                f"another device plugin serves {self.offer.resource} on {rival}: this one does not meanwhile",
+                hint="take that plugin off this node, or this pool out of the configuration",
+            )
+
+    def _find_rival(self) -> Rival | None:
+        directories = (self._directory / PLUGINS, self._directory / WATCHED)
+        return rival_of(self.offer.resource, directories, own=self._identity if self._server is not None else None)
 
     def _note(self) -> None:
         """Keep in mind what the kubelet has done since."""

@@ -20,14 +20,21 @@ from devices.linux.routes import MAIN
 from devices.linux.rtnetlink import NESTED, attribute
 
 MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES: Final = {"l2": 0, "l3": 1, "l3s": 2}
+
+PROMISC: Final = 0x100
+ALLMULTI: Final = 0x200
+"""Flags of interfaces."""
 
 _DELLINK: Final = 17
+_IFALIAS, _PROMISCUITY = 20, 30
 _IFF_UP, _OPER_UP = 0x1, 6
 _ADDRESS, _MTU, _LINK, _MASTER, _PROTINFO, _TXQLEN = 1, 4, 5, 10, 12, 13
 _OPERSTATE, _LINKINFO, _NS_FD, _EXT_MASK = 16, 18, 28, 29
 _GROUP: Final = 27
 _VETH_PEER, _PORT_HAIRPIN = 1, 4
-_INFO_KIND, _INFO_DATA, _MACVLAN_MODE = 1, 2, 1
+_INFO_KIND, _INFO_DATA = 1, 2
+_MACVLAN_MODE, _IPVLAN_MODE, _VLAN_ID = 1, 1, 1
 _WITHOUT_STATISTICS: Final = 8
 _ADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ADDR_ADDRESS, _ADDR_LOCAL, _ADDR_FLAGS = 1, 2, 8
@@ -40,7 +47,7 @@ _BOOT, _UNIVERSE, _UNICAST = 3, 0, 1
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """An interface: its index, MAC ("" for none), MTU and kind ("" for hardware).
 
-    `up` is what somebody asked for, `operational` whether it works.
+    `up` is what somebody asked for, `operational` whether it works. `promiscuous` counts whoever asked for it.
     """
 
     index: int
@@ -49,6 +56,9 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     up: bool
     operational: bool
+    promiscuous: bool = False
+    allmulti: bool = False
+    alias: str = ""
 
 
 def find(connection: socket.socket, name: str) -> Found | None:
@@ -74,13 +84,57 @@ def find(connection: socket.socket, name: str) -> Found | None:
         kind=rtnetlink.text(info.get(_INFO_KIND, b"")),
         up=bool(flags & _IFF_UP),
         operational=rtnetlink.number(link.attributes.get(_OPERSTATE, b"")) == _OPER_UP,
+        promiscuous=rtnetlink.number(link.attributes.get(_PROMISCUITY, b"")) != 0,
+        allmulti=bool(flags & ALLMULTI),
+        alias=rtnetlink.text(link.attributes.get(_IFALIAS, b"")),
     )
 
 
-def create_macvlan(
-    connection: socket.socket, *, master: int, mode: str, namespace: int, name: str, mtu: int = 0, mac: str = ""
+def set_alias(connection: socket.socket, index: int, alias: str) -> None:
+    """Give an interface a note, which goes with it from namespace to namespace; "" for none.
+
+    :raises KernelError: the kernel refused.
+    """
+    body = rtnetlink.LINK.pack(0, 0, index, 0, 0) + attribute(_IFALIAS, os.fsencode(alias))
+    rtnetlink.change(connection, rtnetlink.SETLINK, 0, body, f"failed to set alias {alias}")
+
+
+def set_flag(connection: socket.socket, index: int, flag: int, on: bool) -> None:
+    """Set or clear a flag of an interface: PROMISC or ALLMULTI.
+
+    :raises KernelError: the kernel refused.
+    """
+    body = rtnetlink.LINK.pack(0, 0, index, flag if on else 0, flag)
+    rtnetlink.change(connection, rtnetlink.SETLINK, 0, body, f"failed to change flag {flag:#x}")
+
+
+def macvlan_data(mode: str) -> bytes:
+    """What the kernel wants to know of a macvlan; `mode` is of MACVLAN_MODES."""
+    return attribute(_MACVLAN_MODE, struct.pack("=I", MACVLAN_MODES[mode]))
+
+
+def ipvlan_data(mode: str) -> bytes:
+    """What the kernel wants to know of an ipvlan; `mode` is of IPVLAN_MODES."""
+    return attribute(_IPVLAN_MODE, struct.pack("=H", IPVLAN_MODES[mode]))
+
+
+def vlan_data(number: int) -> bytes:
+    """What the kernel wants to know of a VLAN."""
+    return attribute(_VLAN_ID, struct.pack("=H", number))
+
+
+def create_child(
+    connection: socket.socket,
+    *,
+    kind: str,
+    data: bytes,
+    master: int,
+    namespace: int,
+    name: str,
+    mtu: int = 0,
+    mac: str = "",
 ) -> None:
-    """Make a macvlan on an interface of the socket's namespace, straight in the namespace of an open file; it is down.
+    """Make an interface on one of the socket's namespace, straight in the namespace of an open file; it is down.
 
     :raises KernelError: EEXIST for a name that is in use there, or in the socket's own namespace.
     """
@@ -92,10 +146,9 @@ def create_macvlan(
     if mac:
         body += attribute(_ADDRESS, bytes.fromhex(mac.replace(":", "")))
     body += attribute(_NS_FD, struct.pack("=I", namespace))
-    data = attribute(_MACVLAN_MODE, struct.pack("=I", MACVLAN_MODES[mode]))
-    body += attribute(_LINKINFO | NESTED, attribute(_INFO_KIND, b"macvlan") + attribute(_INFO_DATA | NESTED, data))
+    body += attribute(_LINKINFO | NESTED, attribute(_INFO_KIND, kind.encode()) + attribute(_INFO_DATA | NESTED, data))
     flags = rtnetlink.CREATE | rtnetlink.EXCLUSIVE
-    rtnetlink.change(connection, rtnetlink.NEWLINK, flags, body, "failed to create macvlan")
+    rtnetlink.change(connection, rtnetlink.NEWLINK, flags, body, f"failed to create {kind}")
 
 
 def create_bridge(connection: socket.socket, name: str, *, mtu: int = 0) -> None:

@@ -26,10 +26,13 @@ class Nodes(msgspec.Struct, frozen=True, kw_only=True):
     vdpa: str = ""
 
 
-def read_nodes(address: str, *, sysfs: Path = SYSFS) -> Nodes:
-    """The nodes of the device at a PCI address; none of what is not there. Blocks."""
+def read_nodes(address: str, *, sysfs: Path = SYSFS, vfio: bool = False) -> Nodes:
+    """The nodes of the device at a PCI address; none of what is not there. Blocks.
+
+    With `vfio`, the group is told of a device that vfio-pci does not have yet: its number is the same then.
+    """
     device = sysfs / "bus/pci/devices" / address
-    group = _target(device / "iommu_group") if _target(device / "driver") == "vfio-pci" else ""
+    group = _target(device / "iommu_group") if vfio or _target(device / "driver") == "vfio-pci" else ""
     uio = tuple(name for name in _names(device / "uio") if name.startswith("uio"))
     rdma = next(iter(_names(device / "infiniband")), "")
     nodes: list[str] = []

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from devices.inventory import PF, VF
-from multus.cli.hardware import View
+from multus.cli.device_view import View
 from multus.cli.output import printable
 
 _ROW, _GAP, _TOP, _MARGIN = 26, 18, 64, 24
@@ -58,15 +58,12 @@ def draw(view: View) -> str:
             if row.pool:
                 origins[row.pool].append((_VF_X + _VF_WIDTH, middle))
             for vf in row.vfs:
-                for holder in view.holders.get(vf.bdf, ()):
-                    words = f"{holder.interface}  {vf.bdf}  {holder.network}"
-                    held.setdefault(holder.pod, []).append((middle, words, row.pool))
+                for who, words in _holders(vf, view):
+                    held.setdefault(who, []).append((middle, words, row.pool))
         if pf.bdf in view.pools:
             origins[view.pools[pf.bdf]].append((_PF_X + _PF_WIDTH, y + height / 2))
-        for holder in view.holders.get(pf.bdf, ()):
-            pool = view.pools.get(pf.bdf, "")
-            words = f"{holder.interface}  {pf.bdf}  {holder.network}"
-            held.setdefault(holder.pod, []).append((y + height / 2, words, pool))
+        for who, words in _holders(pf, view):
+            held.setdefault(who, []).append((y + height / 2, words, view.pools.get(pf.bdf, "")))
         y += height + _GAP
     centres: dict[str, float] = {}
     pool_y = float(_TOP)
@@ -94,7 +91,7 @@ def _rows(pf: PF, view: View) -> Iterator[_Row]:
     run: list[VF] = []
     for vf in pf.vfs:
         alike = run and len(pf.vfs) > _ROWS_IN_FULL and _kind(vf, view) == _kind(run[-1], view)
-        if run and not (alike and vf.bdf not in view.holders):
+        if run and not (alike and not _taken(vf, view)):
             yield _Row(vfs=tuple(run), pool=view.pools.get(run[0].bdf, ""), y=0)
             run = []
         run.append(vf)
@@ -103,7 +100,20 @@ def _rows(pf: PF, view: View) -> Iterator[_Row]:
 
 
 def _kind(vf: VF, view: View) -> tuple[object, ...]:
-    return vf.driver, view.pools.get(vf.bdf, ""), vf.guarded, vf.bdf in view.holders
+    return vf.driver, view.pools.get(vf.bdf, ""), vf.guarded, _taken(vf, view)
+
+
+def _taken(vf: VF, view: View) -> bool:
+    return vf.bdf in view.holders or vf.bdf in view.owners
+
+
+def _holders(device: PF | VF, view: View) -> Iterator[tuple[str, str]]:
+    """Who has it, and what of it there is to say: pods, else whom it was given to."""
+    pods = view.holders.get(device.bdf, ())
+    for holder in pods:
+        yield holder.pod, f"{holder.interface}  {device.bdf}  {holder.network}"
+    if not pods and device.bdf in view.owners:
+        yield view.owners[device.bdf], device.bdf
 
 
 def _pf_box(pf: PF, y: float, height: float) -> Iterator[str]:
@@ -125,7 +135,7 @@ def _vf_box(row: _Row, view: View, colour: str) -> Iterator[str]:
     else:
         words = f"{first.index}  {first.bdf}  {first.netdev or first.driver or 'no driver'}"
         about = f"MAC {view.mac(first) or 'none'}, IOMMU group {first.iommu_group or 'none'}, driver {first.driver}"
-    yield from _box(_VF_X, row.y, _VF_WIDTH, _ROW - 6, colour, "", title=about, thick=first.bdf in view.holders)
+    yield from _box(_VF_X, row.y, _VF_WIDTH, _ROW - 6, colour, "", title=about, thick=_taken(first, view))
     yield _text(_VF_X + 8, row.y + 14, words, _VF_WIDTH - 16, "")
 
 

@@ -12,12 +12,11 @@ from devices.inventory import PF, VF
 from devices.linux.pci import USERSPACE
 from devices.linux.uevents import Uevents
 from devices.linux.vfs import QINQ, VFState
-from multus.cli import device_map, hardware, output
-from multus.cli.hardware import View
+from multus.cli import device_map, device_view, output
+from multus.cli.device_view import View
+from multus.cli.places import add_arguments, places
 from multus.files import replace
-from multus.settings import DEFAULT_CNI_DIR
 
-DEFAULT_CONFIG: Final = Path("/etc/pcidp/config.json")
 _SETTLE = 0.2  # seconds: what one change brings with it is shown together
 _CLEAR = "\x1b[H\x1b[2J"
 _HEADER: Final = (
@@ -45,9 +44,7 @@ def add_parser(subparsers: Any) -> None:
         help="show NICs, their virtual functions, and who holds them",
         description="Every NIC of this node with its virtual functions (VFs), as it is now.",
     )
-    parser.add_argument("--cni-dir", type=Path, default=Path(DEFAULT_CNI_DIR), help="the daemon's cniDir (%(default)s)")
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="the pools' config.json (%(default)s)")
-    parser.add_argument("--sysfs", type=Path, default=hardware.SYSFS, help="another sysfs, such as a host's (/sys)")
+    add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--watch", action="store_true", help="go on, and show it again when something changes")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw a map of it into FILE instead")
@@ -64,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def look(arguments: argparse.Namespace) -> View:
     """What there is to show."""
-    return hardware.collect(sysfs=arguments.sysfs, journal=arguments.cni_dir / "journal.db", config=arguments.config)
+    return device_view.collect(places(arguments))
 
 
 def tree(view: View) -> None:
@@ -118,7 +115,7 @@ def _show(arguments: argparse.Namespace, view: View) -> None:
 
 
 def _count(view: View) -> str:
-    held = sum(vf.bdf in view.holders for vf in view.inventory.vfs)
+    held = sum(bool(holders(vf, view)) for vf in view.inventory.vfs)
     return f"{len(view.inventory.pfs)} NICs, {len(view.inventory.vfs)} VFs, {held} held"
 
 
@@ -133,7 +130,8 @@ def _pf_line(pf: PF, view: View) -> str:
         *([f"MTU {pf.mtu}"] if pf.mtu else []),
         f"{len(pf.vfs)} of {pf.total_vfs} VFs" if pf.total_vfs else "no SR-IOV",
         *([f"pool {view.pools[pf.bdf]}"] if pf.bdf in view.pools else []),
-        *([f"held by {holders(pf, view)}"] if pf.bdf in view.holders else []),
+        *([f"held by {holders(pf, view)}"] if holders(pf, view) else []),
+        *([f"not healthy: {view.sick[pf.bdf]}"] if pf.bdf in view.sick else []),
     ]
     return f"{pf.bdf}  {name}  {output.printable(', '.join(facts))}"
 
@@ -154,17 +152,18 @@ def _vf_row(vf: VF, view: View) -> tuple[str, ...]:
         _switch(state.trust),
         _switch(state.spoofchk),
         _rate(state),
-        view.pools.get(vf.bdf, "-"),
+        view.pools.get(vf.bdf, "-") + (f" [{view.sick[vf.bdf]}]" if vf.bdf in view.sick else ""),
         holders(vf, view) or (f"the node: {vf.guarded}" if vf.guarded else "-"),
     )
 
 
 def holders(device: PF | VF, view: View) -> str:
-    """Who has it, in one line."""
-    return ", ".join(
+    """Who has it, in one line: pods, else whom it was given to."""
+    pods = (
         f"{each.pod} {each.interface} ({each.network})" + (f" [{each.state}]" if each.state != "attached" else "")
         for each in view.holders.get(device.bdf, ())
     )
+    return ", ".join(pods) or view.owners.get(device.bdf, "")
 
 
 def _vlan(state: VFState) -> str:
@@ -202,7 +201,9 @@ def _record(device: PF | VF, view: View) -> dict[str, object]:
         "mtu": device.mtu or None,
         "rdma": list(device.rdma),
         "pool": view.pools.get(device.bdf),
+        "unhealthy": view.sick.get(device.bdf),
         "guarded": device.guarded or None,
+        "owner": view.owners.get(device.bdf),
         "holders": [
             {
                 "pod": each.pod,

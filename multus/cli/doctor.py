@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _look(config: Path | None, bin_dir: Path) -> "dict[str, list[Finding]]":
-    from multus.cli import examine
+    from multus.cli import examine, examine_devices
 
     settings, found = _settings(config)
     return {
@@ -60,6 +60,7 @@ def _look(config: Path | None, bin_dir: Path) -> "dict[str, list[Finding]]":
         "State": _guarded(lambda: examine.state(Path(settings.cni_dir))),
         "API server": _guarded(lambda: _api(settings)),
         "Kubelet": _guarded(lambda: examine.kubelet(Path(settings.kubelet_dir), needed=not settings.manifests)),
+        "Pools": _guarded(lambda: examine_devices.device_plugins(settings)),
         "Hardware": _guarded(lambda: examine.hardware(Path("/sys"))),
     }
 

@@ -14,18 +14,15 @@ from devices.errors import DeviceError
 from devices.linux.pci import USERSPACE
 from devices.linux.sysfs import PciRecord, Sysfs, parse_address
 from dpdk import hugepages
-from dpdk.containers import read_container
 from dpdk.drivers import Binder, BindPlan
-from dpdk.eal import Wanted
 from dpdk.errors import DpdkError, RefusedError
-from dpdk.holders import Holder
 from dpdk.iommu import read_group
 from dpdk.kernel import Kernel
 from dpdk.plans import VFIO, Step
-from dpdk.readiness import readiness
-from multus.cli import output, vf_uses
+from multus.cli import dpdk_pods, output, vf_uses
 from multus.errors import from_devices
-from multus.journal import Journal, read_journal
+from multus.journal import Journal
+from multus.pod_names import pod_names
 from multus.settings import DEFAULT_CNI_DIR
 
 BY_HAND: Final = "by hand"
@@ -65,10 +62,7 @@ def add_parser(subparsers: Any) -> None:
     pages.add_argument("--size", default="2M", help="the page size (%(default)s)")
     pages.add_argument("--count", type=int, help="how many pages")
     pages.add_argument("--mount", type=Path, metavar="DIRECTORY", help="mount a hugetlbfs of that size there")
-    check = command("check", _check, "say what a container lacks for DPDK")
-    check.add_argument("--pid", default="self", help="a process in the container (%(default)s: this one)")
-    check.add_argument("--device", action="append", default=[], metavar="PATH", help="a node that it should have")
-    check.add_argument("--memory", type=int, default=0, metavar="MiB", help="hugepage memory that is wanted")
+    dpdk_pods.options(command)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -228,7 +222,7 @@ def _show_pages(pages: Any) -> None:
 
 
 def _mount(directory: Path, size_kb: int) -> None:
-    if any(mount.path == str(directory) and mount.size_kb == size_kb for mount in hugepages.read_mounts()):
+    if _is_mounted(directory, size_kb):
         return
     if not directory.is_dir():
         raise DpdkError(f"{directory} is not a directory", hint="make it first")
@@ -237,19 +231,13 @@ def _mount(directory: Path, size_kb: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     if done.returncode:
         raise DpdkError(f"cannot mount a hugetlbfs at {directory}: {done.stderr.strip()}", hint="root is needed")
+    if not _is_mounted(directory, size_kb):
+        raise DpdkError(f"mount said that it was done, and no hugetlbfs is at {directory}", hint="see dmesg")
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    container = read_container(arguments.pid, devices=arguments.device, sysfs=arguments.sysfs)
-    node = next((container.cpu_nodes[cpu] for cpu in container.cpus if cpu in container.cpu_nodes), 0)
-    memory = {node: arguments.memory} if arguments.memory else {}
-    missing = readiness(container, Wanted(cpus=container.cpus, memory_mb=memory))
-    for each in missing:
-        (output.bad if each.fatal else output.note)(output.printable(each.what))
-        output.note(output.printable(each.hint))
-    if not missing:
-        output.good("DPDK has all that it needs")
-    return 1 if any(each.fatal for each in missing) else 0
+def _is_mounted(directory: Path, size_kb: int) -> bool:
+    where = str(directory.resolve())
+    return any(mount.path == where and mount.size_kb == size_kb for mount in hugepages.read_mounts())
 
 
 def _addresses(arguments: argparse.Namespace) -> list[str]:
@@ -257,12 +245,4 @@ def _addresses(arguments: argparse.Namespace) -> list[str]:
 
 
 def _kernel(arguments: argparse.Namespace) -> Kernel:
-    journal: Path = arguments.cni_dir / "journal.db"
-    sandboxes = read_journal(journal) if journal.exists() else []
-    pods = {each.container_id: f"{each.pod_namespace}/{each.pod_name}" for each in sandboxes}
-    uids = {each.pod_uid: f"{each.pod_namespace}/{each.pod_name}" for each in sandboxes if each.pod_uid}
-
-    def pod_name(holder: Holder) -> str:
-        return pods.get(holder.container) or uids.get(holder.pod_uid, "")
-
-    return Kernel(Sysfs(arguments.sysfs), pod_name=pod_name)
+    return Kernel(Sysfs(arguments.sysfs), pod_name=pod_names(arguments.cni_dir / "journal.db"))

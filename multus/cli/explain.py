@@ -12,11 +12,13 @@ import anyio.abc
 import msgspec
 
 from multus import confdir
-from multus.assignments import Assignments, KubeletAssignments, NoAssignments
+from multus.assignments import Assignments, KubeletAssignments
 from multus.cli import output, runtime
+from multus.cli.explain_devices import Preview
 from multus.cli.objects import Objects, read_folder, read_objects
+from multus.cli.places import CONFIGS, of_settings
 from multus.cni.request import Command, Request
-from multus.errors import MultusError
+from multus.errors import MultusError, from_devices
 from multus.kube.cluster import Cluster, EventKind, NoCluster
 from multus.kube.errors import NotFoundError, missing_nad
 from multus.kube.objects import NAD, Pod
@@ -33,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("pod", nargs="?", default="", metavar="NAMESPACE/NAME", help="a pod of the daemon's cluster")
     parser.add_argument("-f", "--file", type=Path, help="a pod, perhaps with NADs, from YAML")
-    parser.add_argument("--config", type=Path, help="the daemon's file: its cluster, conf and rules apply")
+    parser.add_argument("--config", type=Path, help="the daemon's file, if it is elsewhere")
     parser.add_argument("--conf", type=Path, help="the CNI conf to use (the first in the daemon's cniConfigDir)")
     parser.add_argument("--ifname", default="eth0", help="CNI_IFNAME (%(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -44,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the plan. Exit code 1 when anything in it is refused."""
     if bool(arguments.pod) == bool(arguments.file):
         raise MultusError("one pod, please", hint="NAMESPACE/NAME of the cluster, or -f FILE")
-    plans = anyio.run(_plans, arguments)
+    with from_devices():
+        plans = anyio.run(_plans, arguments)
     if arguments.json:
         body = [_record(pod, plan) for pod, plan in plans]
         print(msgspec.json.format(msgspec.json.encode(body), indent=2).decode())
@@ -55,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _plans(arguments: argparse.Namespace) -> list[tuple[Pod, Plan]]:
-    settings = load_daemon(arguments.config) if arguments.config else parse_daemon(b"{}", where="defaults")
+    file = arguments.config or next((path for path in CONFIGS if path.exists()), None)
+    settings = load_daemon(file) if file else parse_daemon(b"{}", where="defaults")
     if arguments.conf is not None:
         data = runtime.runtime_conf(arguments.conf.read_bytes(), where=str(arguments.conf))
     else:
@@ -76,7 +80,10 @@ async def _plans(arguments: argparse.Namespace) -> list[tuple[Pod, Plan]]:
             request = Request(
                 command=Command.ADD, container_id="explain", ifname=arguments.ifname, args=pairs, conf=data
             )
-            found.append(await resolver.plan(request, net))
+            pod, plan = await resolver.plan(request, net)
+            if isinstance(assignments, Preview):
+                plan = msgspec.structs.replace(plan, refusals=(*plan.refusals, *assignments.told()))
+            found.append((pod, plan))
         return found
 
 
@@ -134,7 +141,7 @@ class _Folder(_Overlaid):
 async def _cluster(settings: DaemonSettings) -> AsyncIterator[tuple[Cluster, Assignments]]:
     """What the daemon would ask, asked without watching anything."""
     if settings.manifests:
-        yield _Folder(read_folder(Path(settings.manifests))), NoAssignments()
+        yield _Folder(read_folder(Path(settings.manifests))), Preview(of_settings(settings))
     elif settings.kubeconfig:
         from multus.kube.api import Api
         from multus.kube.live import LiveCluster

@@ -8,21 +8,19 @@ from devices.inventory import Inventory
 from devices.policy import Policy, describe, plan_policies
 from multus.cli import output
 from multus.policy_files import for_node, labels, read_policies
-from multus.settings import DEFAULT_CONFIG, DaemonSettings, load_daemon
+from multus.settings import DaemonSettings
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Its own arguments."""
     command.add_argument("--policies", type=Path, metavar="DIR", help="these, and not those of the daemon")
-    command.add_argument("--settings", metavar="FILE", default=DEFAULT_CONFIG, help="the daemon's (%(default)s)")
 
 
-def show(arguments: argparse.Namespace, found: Inventory, held: Mapping[str, str]) -> int:
-    """Say what the daemon would do."""
-    there = arguments.settings != DEFAULT_CONFIG or Path(arguments.settings).exists()
-    settings = load_daemon(Path(arguments.settings)) if there else DaemonSettings()
-    folder = arguments.policies or (Path(settings.policies) if settings.policies else None)
-    policies = read_policies(folder, () if arguments.policies else settings.sriov_policies)
+def show(settings: DaemonSettings, folder: Path | None, found: Inventory, held: Mapping[str, str]) -> int:
+    """Say what the daemon would do, or what it would by the policies in `folder` instead of its own."""
+    inline = () if folder else settings.sriov_policies
+    folder = folder or (Path(settings.policies) if settings.policies else None)
+    policies = read_policies(folder, inline)
     if not policies:
         output.note("there are no policies")
     mine = for_node(policies, labels(settings, found))

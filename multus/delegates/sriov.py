@@ -15,10 +15,13 @@ import anyio.to_thread
 import msgspec
 
 from devices.linux.netdevs import Netdev
+from dpdk.drivers import Binder
+from dpdk.kernel import Kernel
 from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command
 from multus.cni.result import Interface, Result, encode_result, parse_result
 from multus.delegates.plugin import Call
+from multus.delegates.sriov_bind import give_back, plan_driver, rebased
 from multus.delegates.sriov_conf import SriovConf, outline, parse_sriov
 from multus.delegates.sriov_record import KIND, Record, Store, UpstreamFiles, decode_record, encode_record
 from multus.delegates.sriov_vf import PodKernel, Prepared, attach, drift, give_addresses, is_held, prepare, put_back
@@ -45,7 +48,10 @@ class DriftError(MultusError):
 
 
 class Sriov:
-    """A delegate (see `multus.delegates.chain`). `runner` runs the address plugin; `boot_id` is this boot's."""
+    """A delegate (see `multus.delegates.chain`). `runner` runs the address plugin; `boot_id` is this boot's.
+
+    `binder` is the node's one, when others bind VFs, too.
+    """
 
     def __init__(
         self,
@@ -55,12 +61,14 @@ class Sriov:
         *,
         boot_id: str,
         upstream: UpstreamFiles | None = None,
+        binder: Binder | None = None,
     ) -> None:
         self._runner = runner
         self._records = records
         self._kernel = kernel
         self._boot_id = boot_id
         self._upstream = upstream or UpstreamFiles()
+        self._binder = binder or Binder(Kernel(), records)
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def __call__(self, plugin: str, call: Call) -> bytes:
@@ -85,10 +93,16 @@ class Sriov:
             logger.warning("network %s: %s", conf.name, sentence)
         async with self._lock(conf.device):
             await self._claim(conf.device)
-            prepared = await self._do(prepare, self._kernel, conf, call, self._boot_id)
+            with from_devices():
+                plan = await plan_driver(self._binder, conf, call)
+            prepared = await self._do(prepare, self._kernel, conf, call, self._boot_id, plan)
             await self._records.save(conf.device, KIND, encode_record(prepared.record))
             ipam = ""
             try:
+                if plan is not None:
+                    with from_devices():
+                        await self._binder.apply_bind(plan)
+                    prepared = await self._do(rebased, self._kernel, prepared)
                 netdev = await self._do(attach, self._kernel, prepared)
                 result = Result(interfaces=(_interface(call, prepared, netdev),))
                 ipam = conf.ipam
@@ -209,6 +223,8 @@ class Sriov:
 
         :raises MultusError: not all could be put back; it stays on record.
         """
+        with from_devices():  # first: whoever still has it must not be in another VLAN than the pod was
+            await give_back(self._binder, record)
         this_boot = record.boot_id == self._boot_id
         if this_boot and not await self._do(put_back, self._kernel, record):
             return False

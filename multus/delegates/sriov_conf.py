@@ -1,7 +1,7 @@
 """The configuration of `sriov`, strictly: what upstream lets pass in silence, such as "ON" for spoofchk, is refused.
 
-Source: sriov-cni v2.10.0, pkg/types and pkg/config. Keys are those of upstream and no others; unknown ones are said to
-be so and ignored, for the files are upstream's.
+Source: sriov-cni v2.10.0, pkg/types and pkg/config. Keys are those of upstream and one of ours, "driver": what the VF
+is bound to for as long as the pod has it. Unknown ones are said to be so and ignored, for the files are upstream's.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from devices.errors import DeviceError
 from devices.linux.pci_address import parse_address
 from devices.linux.vfs import DOT1Q, QINQ
 from devices.vf import VFConfig
+from dpdk.plans import BIFURCATED, USERSPACE
 from multus.cni import document
 from multus.cni.args import Pairs
 from multus.cni.document import Document, DocumentError
@@ -26,7 +27,9 @@ KEYS: Final = (
     *("cniVersion", "name", "type", "dns", "ipam", "prevResult", "capabilities", "args", "runtimeConfig", "deviceID"),
     *("vlan", "vlanQoS", "vlanProto", "mac", "min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state"),
     *("logLevel", "logFile", "disableCheck", "disableGC", "cniVersions", "master", "VFID", "Master", "MAC", "MTU"),
+    "driver",
 )
+DRIVERS: Final = tuple(sorted({*USERSPACE, *BIFURCATED}))
 _OURS = re.compile(r"cni\.dev/.*")
 _MAX_RATE = 2**32 - 1
 _MAC = re.compile(r"([0-9a-f]{2})([:-])(?:[0-9a-f]{2}\2){4}[0-9a-f]{2}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}")
@@ -41,13 +44,17 @@ class SriovConfError(MultusError):
 
 
 class SriovConf(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration that was found to be right. `ipam` is the type of the address plugin, "" for none."""
+    """A configuration that was found to be right. `ipam` is the type of the address plugin, "" for none.
+
+    `driver` is the one that a DPDK program in the pod works with, "" for whichever the VF has.
+    """
 
     name: str
     cni_version: str
     device: str
     vf: VFConfig
     ipam: str = ""
+    driver: str = ""
     unknown: tuple[str, ...] = ()
 
 
@@ -85,6 +92,7 @@ def parse_sriov(data: bytes, args: Pairs) -> SriovConf:
         device=device,
         vf=_settings(top, dict(args).get("MAC", "")),
         ipam=_ipam(top),
+        driver=_driver(top),
         unknown=_unknown(top),
     )
 
@@ -188,6 +196,15 @@ def _switch(top: Document, key: str) -> bool | None:
     if text not in _SWITCH:
         raise SriovConfError(f"sriov: {key} is {text!a:.40}", hint='"on" or "off", or nothing to leave it as it is')
     return _SWITCH[text]
+
+
+def _driver(top: Document) -> str:
+    name = _text(top, "driver")
+    if name not in ("", *DRIVERS):
+        near = difflib.get_close_matches(name[:40], DRIVERS, n=1)
+        hint = f"is {near[0]} meant?" if near else f"one of {', '.join(DRIVERS)}; or nothing, to leave it where it is"
+        raise SriovConfError(f"sriov: driver is {name!a:.40}, which DPDK does not work with", hint=hint)
+    return name
 
 
 def _ipam(top: Document) -> str:

@@ -57,7 +57,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A VF in a pod: whose it is, how it was before (`original`, `netdev`), and what was asked for.
 
     `netdev` is None for a VF that a program drives. `netns_id` is "" and `boot_id` "" where upstream did not say.
-    `released`: the pod is gone, but the interface was nowhere to be found then.
+    `released`: the pod is gone, but the interface was nowhere to be found then. `driver` is the one that it has in the
+    pod. `bound`: it was bound to that for this pod, by a record of the binder's own, and its interface had `own_mac`
+    before. `beside`: the pod's program works beside the kernel's driver.
     """
 
     bdf: str
@@ -73,6 +75,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     touched: tuple[str, ...] = ()
     wanted: VFConfig = VFConfig()
     released: bool = False
+    bound: bool = False
+    beside: bool = False
+    own_mac: str = ""
 
     def is_of(self, container_id: str, ifname: str) -> bool:
         """Whether it is that attachment's."""

@@ -12,6 +12,7 @@ from devices.linux.netdevs import Netdev
 from devices.linux.vfs import NO_MAC, SetMac, Step, VFState
 from devices.vf import Kernel, Place, VFError, apply, difference, locate, plan_vf, read_state, restore, touched_by
 from devices.vf_netdev import find_in_pod, host_netdev, lend, take_back
+from dpdk.plans import BIFURCATED, BindPlan
 from multus.cni.result import Result
 from multus.delegates.plugin import Call
 from multus.delegates.sriov_conf import SriovConf
@@ -34,26 +35,27 @@ class PodKernel(Kernel, Protocol):
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
-    """An attachment that is about to be made: nothing has changed yet."""
+    """An attachment that is about to be made. `state` is the VF's at its PF, as it was before `steps`."""
 
     record: Record
     place: Place
     steps: tuple[Step, ...]
+    state: VFState = VFState()
 
     @property
     def admin_mac(self) -> str:
         """The MAC that a program will find its VF to have; "" when it will choose one."""
-        mac = self.record.wanted.mac or self.record.original.mac or ""
+        mac = self.record.wanted.mac or self.state.mac or ""
         return "" if mac == NO_MAC else mac
 
 
-def prepare(kernel: PodKernel, conf: SriovConf, call: Call, boot_id: str) -> Prepared:
-    """Look at the VF and plan; all that can be refused is refused here.
+def prepare(kernel: PodKernel, conf: SriovConf, call: Call, boot_id: str, plan: BindPlan | None = None) -> Prepared:
+    """Look at the VF and plan; all that can be refused is refused here. With `plan`, it will be bound by that first.
 
     :raises DeviceError: the VF cannot be given to this pod, or not be made as wanted.
     """
     place = locate(kernel, conf.device)
-    if not place.netdev and not place.userspace:
+    if not place.netdev and not place.userspace and plan is None:
         raise VFError(
             f"VF {conf.device} has no interface, and its driver is {place.driver or 'none'}",
             hint="bind it to its kernel driver or to vfio-pci; or another namespace has its interface",
@@ -62,7 +64,7 @@ def prepare(kernel: PodKernel, conf: SriovConf, call: Call, boot_id: str) -> Pre
     netns_id = kernel.identity(call.netns)
     if netns_id is None:
         raise NamespaceError(f"there is no network namespace at {call.netns}", gone=True)
-    netdev = None if place.userspace else host_netdev(kernel, place.netdev)
+    netdev = None if place.userspace or plan is not None else host_netdev(kernel, place.netdev)
     state = read_state(kernel, place)
     steps = plan_vf(state or VFState(), conf.vf)
     if state is None:
@@ -75,13 +77,16 @@ def prepare(kernel: PodKernel, conf: SriovConf, call: Call, boot_id: str) -> Pre
         netns_id=netns_id,
         boot_id=boot_id,
         network=conf.name,
-        driver=place.driver,
+        driver=plan.target if plan is not None else place.driver,
         original=state or VFState(),
         netdev=netdev,
         touched=touched_by(steps),
         wanted=conf.vf,
+        bound=plan is not None,
+        beside=conf.driver in BIFURCATED,
+        own_mac=plan.record.address if plan is not None and plan.record is not None else "",
     )
-    return Prepared(record=record, place=place, steps=steps)
+    return Prepared(record=record, place=place, steps=steps, state=state or VFState())
 
 
 def attach(kernel: PodKernel, prepared: Prepared) -> Netdev | None:
@@ -125,7 +130,7 @@ def put_back(kernel: PodKernel, record: Record) -> bool:
         raise
     failures: list[DeviceError] = []
     try:
-        own_mac = record.netdev.mac if record.netdev is not None else ""
+        own_mac = record.netdev.mac if record.netdev is not None else record.own_mac
         restore(kernel, place, record.original, record.touched, own_mac=own_mac)
     except DeviceError as error:
         failures.append(error)

@@ -3,9 +3,11 @@
 A watch of a node's pods keeps these in memory, so nothing else of an object is decoded at all.
 """
 
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
+
+from multus.kube.limits import Limits, limits_of
 
 DEFAULT_NETWORK: Final = "v1.multus-cni.io/default-network"
 NETWORKS: Final = "k8s.v1.cni.cncf.io/networks"
@@ -51,7 +53,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     `status` is the network-status annotation as last seen, None when there was none. `static`: the kubelet read the
     pod from elsewhere than the API server, which knows only its mirror, under another uid; `mirrors` is then the uid
     that the kubelet and the runtime know. `containers` are the names of all containers, those that run first being
-    first.
+    first; `limits` has those of them that ask for hugepages or devices.
     """
 
     namespace: str
@@ -67,6 +69,7 @@ class Pod(msgspec.Struct, frozen=True, kw_only=True):
     containers: tuple[str, ...] = ()
     claims: tuple[PodClaim, ...] = ()
     extended: ExtendedClaim | None = None
+    limits: tuple[Limits, ...] = ()
 
 
 class NAD(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,11 +108,13 @@ class _ContainerClaim(msgspec.Struct):
 
 class _Resources(msgspec.Struct):
     claims: list[_ContainerClaim] | None = None
+    limits: Any = None
 
 
-class _Container(msgspec.Struct):
+class _Container(msgspec.Struct, rename="camel"):
     name: str
     resources: _Resources | None = None
+    security_context: Any = None
 
 
 class _SpecClaim(msgspec.Struct, rename="camel"):
@@ -185,6 +190,7 @@ def decode_pod(data: bytes) -> Pod:
         containers=tuple(container.name for container in containers),
         claims=_claims(containers, spec, status),
         extended=_extended(status.extended_resource_claim_status),
+        limits=_limits(containers),
     )
 
 
@@ -236,6 +242,15 @@ def _claims(containers: list[_Container], spec: _PodSpec, status: _PodStatus) ->
         )
         found.append(PodClaim(claim=claim, uses=uses))
     return tuple(found)
+
+
+def _limits(containers: list[_Container]) -> tuple[Limits, ...]:
+    read = (
+        limits_of(each.name, each.resources.limits, each.security_context)
+        for each in containers
+        if each.resources is not None
+    )
+    return tuple(each for each in read if each is not None)
 
 
 def _extended(wire: _Extended | None) -> ExtendedClaim | None:

@@ -7,10 +7,19 @@ a container, since the kubelet's order there is random.
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from multus.networks.errors import NetworkError
 
 Assigned = Mapping[str, Sequence[tuple[str, Sequence[str]]]]
 """Resource name to (container, its devices), in the order of the pod's containers."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """What one network asks of its resource: any device, a certain one, or one of a certain container's."""
+
+    device_id: str = ""
+    container: str = ""
 
 
 class DeviceShare:
@@ -50,3 +59,30 @@ class DeviceShare:
             f"the pod was given {given} of that resource, and {why}",
             hint="the pod's containers must request as many of its devices as the pod has networks with that resource",
         )
+
+
+def wished(wishes: Sequence[Wish]) -> tuple[str, ...]:
+    """The devices that networks ask for by their ids."""
+    return tuple(dict.fromkeys(wish.device_id for wish in wishes if wish.device_id))
+
+
+def shared_out(
+    containers: Sequence[str], devices: Sequence[str], wishes: Sequence[Wish]
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Devices of one resource by the containers that networks name, and the rest as the first container's.
+
+    No container asked for any, as there is no kubelet: a network that names one of the pod's gets one under its name.
+    """
+    left = sorted(devices)
+    first = containers[0] if containers else ""
+    found: dict[str, list[str]] = {name: [] for name in containers or ("",)}
+    for wish in sorted(wishes, key=lambda each: not each.device_id):
+        if wish.container in found and wish.container != first:
+            fitting = [device for device in left if wish.device_id in ("", device)]
+            others = wished(wishes) if not wish.device_id else ()
+            free = [device for device in fitting if device not in others]
+            if free:
+                left.remove(free[0])
+                found[wish.container].append(free[0])
+    found[first] += left
+    return [(name, tuple(sorted(ids))) for name, ids in found.items() if ids]

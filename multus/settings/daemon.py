@@ -97,7 +97,7 @@ class DaemonSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_name: str = ""
     attach_order: Literal["concurrent", "sequential"] = "concurrent"
     max_concurrent_delegates: int = 8
-    native_delegates: tuple[str, ...] = ()
+    native_delegates: tuple[str, ...] | None = None
     delegate_timeout: float = 60.0
     add_timeout: float = 110.0  # the kubelet stops listening after 120 by default: answer before
     events: Literal["failures", "all"] = "failures"

@@ -422,16 +422,16 @@ async def test_both_at_once_never_give_an_address_twice(tmp_path: Path) -> None:
 
 # Where the daemon is killed: the plugin, and before this function of this module.
 STEPS = [
-    ("macvlan", "devices.linux.link_changes", "create_macvlan"),
+    ("macvlan", "devices.linux.link_changes", "create_child"),
     ("macvlan", "multus.delegates.native.host_local", "locked"),
     ("macvlan", "multus.delegates.native.store", "Store.remember"),
     ("macvlan", "devices.linux.addressing", "configure"),
     ("macvlan", "devices.linux.link_changes", "add_route"),
-    ("macvlan", "multus.delegates.native.macvlan", "printed"),
+    ("macvlan", "multus.delegates.native.interface", "printed"),
     ("bridge", "devices.linux.link_changes", "create_veth"),
     ("bridge", "devices.linux.link_changes", "join_bridge"),
     ("bridge", "multus.delegates.native.store", "Store.remember"),
-    ("bridge", "multus.delegates.native.bridge", "_finish_now"),
+    ("bridge", "multus.delegates.native.bridge_port", "finish"),
 ]
 KILLED = """
 import importlib, os, signal, sys

@@ -20,6 +20,7 @@ from multus.errors import MultusError, NodeError
 from multus.kube.claims import AllocatedDevice, Claim, Slice, SliceDevice
 from multus.kube.cluster import ClusterError, NotFoundError
 from multus.kube.objects import ClaimUse, ExtendedClaim, Pod, PodClaim, RequestMapping
+from multus.networks.devices import DeviceShare, Wish
 from multus.sandbox import Sandbox, State
 from tests.fake_kubelet import FakeKubelet, Get
 
@@ -339,10 +340,16 @@ class FakePools:
     def allocations(self) -> list[Allocation]:
         return [Allocation(owner=owner, resource=res, devices=ids) for (owner, res), ids in self.held.items()]
 
-    async def allocate(self, resource: str, count: int, *, owner: str) -> tuple[str, ...]:
+    async def allocate(self, resource: str, count: int, *, owner: str, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         if resource != VF:
             raise DeviceError(f"no pool {resource}")
         had = self.held.get((owner, resource), ())
+        for device in wanted:
+            if device not in had:
+                if device not in self.free:
+                    raise PoolError(f"{device} is not free", retry=True)
+                self.free.remove(device)
+                had = (device, *had)
         if len(self.free) + len(had) < count:
             raise PoolError(f"{owner} needs {count} devices", retry=True)
         while len(had) < count:
@@ -392,7 +399,8 @@ class Own:
         await self.assignments.removed(sandbox)
 
     async def ask(self, name: str, count: int = 1) -> list[str]:
-        found = await self.assignments.devices(Pod(namespace="ns", name=name, containers=("a", "b")), {VF: count})
+        wishes = {VF: [Wish()] * count}
+        found = await self.assignments.devices(Pod(namespace="ns", name=name, containers=("a", "b")), wishes)
         ((holder, ids),) = found[VF]
         assert holder == "a"
         return list(ids)
@@ -417,7 +425,39 @@ async def test_a_pool_that_is_empty() -> None:
         await own.ask("two")
     assert caught.value.retry
     with pytest.raises(MultusError, match="no pool gpu"):
-        await own.assignments.devices(POD, {"gpu": 1})
+        await own.assignments.devices(POD, {"gpu": [Wish()]})
+
+
+@pytest.mark.parametrize(
+    ("wishes", "expected"),
+    [
+        ([Wish(device_id="d0")], [("a", ("d0",))]),
+        ([Wish(), Wish(device_id="d0")], [("a", ("d0", "d3"))]),
+        ([Wish(container="b"), Wish()], [("a", ("d3",)), ("b", ("d2",))]),
+        ([Wish(container="b"), Wish(device_id="d0")], [("a", ("d0",)), ("b", ("d3",))]),
+        ([Wish(container="a"), Wish(device_id="d0", container="b")], [("a", ("d3",)), ("b", ("d0",))]),
+        ([Wish(container="b")] * 2, [("b", ("d2", "d3"))]),
+        ([Wish(container="other")], [("a", ("d3",))]),  # the plan refuses it: the pod has no such container
+    ],
+)
+async def test_what_networks_wish(wishes: list[Wish], expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    own = Own(4)
+    pod = Pod(namespace="ns", name="pod", containers=("a", "b"))
+    for _ in range(2):  # the runtime tries again
+        found = await own.assignments.devices(pod, {VF: wishes})
+        assert found == {VF: expected}
+        share = DeviceShare(found)
+        for wish in sorted(wishes, key=lambda each: (not each.device_id, not each.container)):
+            if wish.container != "other":
+                given = share.take(VF, network="n", device_id=wish.device_id, container=wish.container)
+                assert wish.device_id in ("", given)
+
+
+async def test_a_device_that_is_wished_and_not_free() -> None:
+    own = Own(2)
+    await own.assignments.devices(POD, {VF: [Wish(device_id="d0")]})
+    with pytest.raises(NodeError, match="d0 is not free"):
+        await own.assignments.devices(Pod(namespace="ns", name="other"), {VF: [Wish(device_id="d0")]})
 
 
 async def test_what_was_given_for_nothing_is_taken_back_when_it_is_needed() -> None:

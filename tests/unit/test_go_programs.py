@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ echo "$@" >> {note}
 test "$1" != "$FAILS" || {{ echo "no such thing" >&2; exit 1; }}
 case $1 in
 mod) echo '{told}';;
-build) while test "$1" != -o; do shift; done; for each in $3 $4; do install -m 755 /dev/null "$2${{each##*/}}"; done;;
+build) echo $CGO_ENABLED > cgo
+  while test "$1" != -o; do shift; done; for each in $3 $4; do install -m 755 /dev/null "$2${{each##*/}}"; done;;
 esac
 """
 
@@ -82,6 +84,18 @@ def test_what_is_missing_is_built_at_its_version_and_kept(note: Path, tmp_path: 
     (home / "bin/one").unlink()
     both.build()
     assert note.read_text().endswith(f"-o {home}/staged/ example.test/grid/cmd/one\n")
+
+
+def test_a_module_of_one_program_with_folders_of_ours_and_a_c_compiler(note: Path, tmp_path: Path) -> None:
+    gridd = replace(programs(""), named={"grid": "gridd"}, replaced={"x.test/cloud": Path("/stand/in")}, cgo=True)
+    assert gridd.missing() == ["gridd"]
+    gridd.build()
+    home = tmp_path / "cache/multus-grid/v1.34.4"
+    assert gridd.programs() == [home / "bin/gridd"]
+    assert gridd.missing() == []
+    assert note.read_text().endswith(f"-o {home}/staged/ example.test/grid\n")
+    assert "replace x.test/cloud => /stand/in" in (home / "module/go.mod").read_text()
+    assert (home / "module/cgo").read_text() == "1\n"
 
 
 def test_a_folder_that_is_given_is_used_and_never_built_in(

@@ -115,13 +115,35 @@ def test_the_queue_is_asked_when_it_is_read() -> None:
 def test_devices_are_counted_by_pool_and_those_of_a_pool_that_is_gone_are_not() -> None:
     def pool(resource: str) -> PoolStatistics:
         return PoolStatistics(
-            resource=resource, devices=8, healthy=7, allocated=3, followed=True, counts=Counts(allocations=3)
+            resource=resource,
+            devices=8,
+            healthy=7,
+            allocated=3,
+            used=4,
+            free=2,
+            followed=True,
+            rivalled=False,
+            counts=Counts(allocations=3, registration_failures=1),
         )
 
     metrics, pools = Metrics(), [pool("intel.com/a"), pool("intel.com/b")]
-    metrics.watch_devices(lambda: Statistics(pools=tuple(pools)))
-    for state, count in (("all", 8), ("healthy", 7), ("allocated", 3)):
+    numbers = {"physical_functions": 2, "virtual_functions": 16, "events": 9, "refreshes": 5}
+    metrics.watch_devices(lambda: Statistics(pools=tuple(pools), **numbers, reloads=3, refused_configs=1))
+    for state, count in (("all", 8), ("healthy", 7), ("allocated", 3), ("used", 4), ("free", 2)):
         assert value(metrics, f'multus_devices{{pool="intel.com/a",state="{state}"}}') == count
+    for action, count in (("allocations", 3), ("refusals", 0), ("registration_failures", 1)):
+        assert value(metrics, f'multus_pool_actions_total{{action="{action}",pool="intel.com/a"}}') == count
+    for name, number in (
+        ('multus_pool_followed{pool="intel.com/b"}', 1),
+        ('multus_pool_rivalled{pool="intel.com/b"}', 0),
+        ("multus_physical_functions", 2),
+        ("multus_virtual_functions", 16),
+        ("multus_device_events_total", 9),
+        ("multus_device_refreshes_total", 5),
+        ("multus_pool_reloads_total", 3),
+        ("multus_pool_refused_configs_total", 1),
+    ):
+        assert value(metrics, name) == number
     pools.pop(0)
     assert b"intel.com/a" not in metrics.text()
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from multus.byhand_asks import ByHandError, Operation
 from multus.cni.errors import CNIError, Code
 from multus.server import InterfaceAttributes, Server
 from multus.wire import MAX_CONF, MAX_OUTPUT, ResponseFrame, decode_response, encode_request
@@ -587,3 +588,77 @@ async def test_a_server_that_is_cancelled_cancels_what_runs(path: Path, fake: Fa
         await until(lambda: fake.asked == ["c1"])
     assert fake.ended == ["c1 cancelled"]
     await stream.aclose()
+
+
+# ---------------------------------------------------------------- devices
+
+
+class Devices:
+    """What answers for the pools."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, bytes]] = []
+        self.error: Exception | None = None
+        self.go = anyio.Event()
+        self.go.set()
+
+    async def answer(self, operation: Operation, body: bytes) -> bytes:
+        self.asked.append((operation, body))
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return b'{"devices":[]}'
+
+
+def wanting(body: bytes = b"{}") -> bytes:
+    head = f"POST /devices/allocate HTTP/1.1\r\nHost: multus\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_devices_are_asked_for_and_refused(path: Path, fake: Fake) -> None:
+    devices = Devices()
+    async with serving(Server(path, fake, devices=devices.answer)):
+        assert parts(await exchange(path, wanting(b'{"pool":"x"}'))) == (200, b'{"devices":[]}')
+        assert parts(await exchange(path, http("GET", "/devices")))[0] == 200
+        assert devices.asked == [("allocate", b'{"pool":"x"}'), ("show", b"")]
+        devices.error = ByHandError("none is free", hint="wait")
+        status, content = parts(await exchange(path, wanting()))
+        assert (status, json.loads(content)) == (400, {"code": 7, "msg": "none is free", "details": "wait"})
+        devices.error = ValueError("x")
+        status, content = parts(await exchange(path, wanting()))
+        assert (status, json.loads(content)["msg"]) == (500, "ValueError: x")
+    assert fake.calls == []
+
+
+async def test_devices_are_roots_alone(path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = Devices()
+    monkeypatch.setattr("multus.server.trusted", lambda stream: False)
+    async with serving(Server(path, fake, devices=devices.answer)):
+        assert await exchange(path, wanting()) == b""
+    assert devices.asked == []
+
+
+async def test_who_hangs_up_has_his_devices_all_the_same_and_the_end_waits_for_them(path: Path, fake: Fake) -> None:
+    devices = Devices()
+    devices.go = anyio.Event()
+    server = Server(path, fake, devices=devices.answer)
+    async with serving(server) as group:
+        async with await anyio.connect_unix(path) as stream:
+            await stream.send(wanting())
+            await until(lambda: len(devices.asked) == 1)
+        drained = anyio.Event()
+
+        async def drain() -> None:
+            await server.drain()
+            drained.set()
+
+        group.start_soon(drain)
+        await anyio.sleep(0.05)
+        assert not drained.is_set()
+        devices.go.set()
+        with anyio.fail_after(10):
+            await drained.wait()
+
+
+async def test_a_server_without_devices(served: Path) -> None:
+    assert parts(await exchange(served, wanting()))[0] == 503

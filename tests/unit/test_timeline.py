@@ -2,6 +2,7 @@
 
 import json
 from time import monotonic
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -21,9 +22,8 @@ ENV = {
 }
 
 
-def kept(timelines: Timelines, container: str = "") -> list[dict[str, object]]:
-    found = json.loads(timelines.encode(container))
-    assert isinstance(found, list)
+def kept(timelines: Timelines, container: str = "") -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(timelines.encode(container))
     return found
 
 
@@ -53,13 +53,12 @@ async def test_spans_are_of_the_call_that_runs_wherever_it_runs() -> None:
     for each, wanted in ((first, {"net1", "net2"}), (second, {"net9"})):
         assert (each["command"], each["pod"], each["outcome"]) == ("ADD", "ns/web", "ok")
         spans = each["spans"]
-        assert isinstance(spans, list)
         assert {(one["phase"], one["ifname"]) for one in spans} == {
             (phase, ifname) for phase in ("network", "ipam") for ifname in wanted
         }
         for one in spans:
             assert 0 <= one["begin"] <= one["end"] <= each["seconds"]
-    assert [one["what"] for one in first["spans"] if one["phase"] == "network"] == [  # type: ignore[attr-defined]
+    assert [one["what"] for one in first["spans"] if one["phase"] == "network"] == [
         "default/net1",
         "default/net2",
     ]
@@ -75,11 +74,11 @@ async def test_a_call_begins_when_its_request_came_and_queues_until_its_turn() -
         queued()
         await anyio.sleep(0.02)
     (call,) = kept(timelines)
-    (queue,) = call["spans"]  # type: ignore[misc]
-    assert queue["phase"] == "queue"  # type: ignore[index]
-    assert queue["begin"] == 0  # type: ignore[index]
-    assert 0.04 <= queue["end"] <= call["seconds"] - 0.02  # type: ignore[index,operator]
-    assert call["seconds"] <= monotonic() - before  # type: ignore[operator]
+    (queue,) = call["spans"]
+    assert queue["phase"] == "queue"
+    assert queue["begin"] == 0
+    assert 0.04 <= queue["end"] <= call["seconds"] - 0.02
+    assert call["seconds"] <= monotonic() - before
 
 
 async def test_the_outcome_is_kept_and_the_failed_phase_with_it() -> None:
@@ -89,7 +88,7 @@ async def test_the_outcome_is_kept_and_the_failed_phase_with_it() -> None:
     with anyio.CancelScope() as scope, timelines.recording(ENV), span("status"):
         scope.cancel()
         await anyio.sleep(1)
-    assert [(each["outcome"], [one["phase"] for one in each["spans"]]) for each in kept(timelines)] == [  # type: ignore[attr-defined]
+    assert [(each["outcome"], [one["phase"] for one in each["spans"]]) for each in kept(timelines)] == [
         ("error", ["resolve"]),
         ("cancelled", ["status"]),
     ]

@@ -10,8 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multus.byhand_asks import Operation
 from multus.cni.errors import CNIError, Code
-from multus.upstream import MAX_BODY, Answer, Call, Exchange, Probe, TimelineQuery, conclude, failure
+from multus.upstream import (
+    MAX_BODY,
+    Answer,
+    Call,
+    DeviceRequest,
+    Exchange,
+    Probe,
+    Request,
+    TimelineQuery,
+    conclude,
+    failure,
+)
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -43,7 +55,7 @@ def http(target: str, content: bytes = b"", *, method: str = "POST", headers: tu
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
-def ask(data: bytes) -> tuple[Exchange, Call | Probe | TimelineQuery | Answer | None]:
+def ask(data: bytes) -> tuple[Exchange, Request | None]:
     exchange = Exchange()
     return exchange, exchange.feed(data)
 
@@ -368,3 +380,21 @@ def test_timelines_are_only_read() -> None:
     assert isinstance(refused, Answer)
     status, headers, _ = parse(exchange.answer(refused))
     assert (status, headers[b"allow"]) == (405, b"GET")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [
+        ("GET", "/devices", "show"),
+        ("POST", "/devices/allocate", "allocate"),
+        ("POST", "/devices/release", "release"),
+        ("POST", "/devices/create", "create"),
+    ],
+)
+def test_devices_are_asked_for(method: str, path: str, operation: Operation) -> None:
+    _, request = ask(http(path, b"{}", method=method))
+    assert request == DeviceRequest(operation=operation, body=b"{}")
+    exchange, refused = ask(http(path, b"{}", method="PUT"))
+    assert isinstance(refused, Answer)
+    status, headers, _ = parse(exchange.answer(refused))
+    assert (status, headers[b"allow"]) == (405, method.encode())

@@ -4,6 +4,8 @@ Cards on one wire are wired together. The guest talks QMP to its own QEMU over a
 cable (`set_link pfN`) or a whole card (`device_del pfN`).
 """
 
+import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ WIRES: Final = (0, 0, 1, 1)
 """The wire of each card; they have ids pf1, pf2, ... in this order."""
 SILENCE: Final = 60.0
 """Seconds after which the machine hangs: without a word on the console, and without its beat (a file, every 2 s)."""
+DROWSY: Final = 25.0
+"""Seconds without either after which the processors are woken, and again after as many."""
 POWER_OFF: Final = 15.0
 """Seconds that the machine has for going off after it said its end."""
 MARK: Final = "vm: end "
@@ -25,11 +29,14 @@ MARK: Final = "vm: end "
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How a run of the machine ended; `code` is pytest's, None when the machine never said one."""
+    """How a run of the machine ended; `code` is pytest's, None when the machine never said one.
+
+    `cut` when it fell silent or the time was up: then what did not come out may still come out another time.
+    """
 
     code: int | None
     why: str
-    hung: bool
+    cut: bool
     console: str
     seconds: float
 
@@ -37,6 +44,8 @@ class Ending:
 def command(image: Image, tree: Path, out: Path, sockets: Path) -> list[str]:
     """QEMU's command line. `tree` is a tar file, `out` a directory shared with the machine."""
     kernel = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 nokaslr intel_iommu=on"
+    # An emulator that gets no processor for a while is no sign of a broken clock, which the guest would then change.
+    kernel += " clocksource=tsc tsc=reliable no_timer_check nowatchdog"
     words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-svm", "-M", "q35", "-smp", "2"]
     words += ["-m", MEMORY, "-nodefaults", "-display", "none", "-no-reboot", "-action", "panic=exit-failure"]
     words += ["-serial", f"file:{out / 'console'}", "-device", "pvpanic-pci"]
@@ -49,6 +58,8 @@ def command(image: Image, tree: Path, out: Path, sockets: Path) -> list[str]:
     # The guest's port is a client of the machine's own monitor: nothing of ours stands between them.
     words += ["-chardev", f"socket,id=monitor,path={sockets / 'qmp'},server=on,wait=off"]
     words += ["-mon", "chardev=monitor,mode=control", "-chardev", f"socket,id=port,path={sockets / 'qmp'}"]
+    words += ["-chardev", f"socket,id=outside,path={sockets / 'monitor'},server=on,wait=off"]
+    words += ["-mon", "chardev=outside,mode=readline"]
     words += ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=port,name=qmp"]
     words += ["-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"]
     cards = [(wire, "") for wire in WIRES]
@@ -69,7 +80,7 @@ def run(image: Image, tree: Path, out: Path, *, limit: float, say: Callable[[str
     with (out / "qemu.log").open("wb") as log:
         qemu = subprocess.Popen(guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        why, hung, console = _watch(qemu, out / "console", begin + limit, say)
+        why, cut, console = _watch(qemu, out / "console", begin + limit, say)
     finally:
         qemu.kill()
         qemu.wait()
@@ -77,14 +88,14 @@ def run(image: Image, tree: Path, out: Path, *, limit: float, say: Callable[[str
     code = int(said[-1].removeprefix(MARK)) if said else None
     if code is None and not console:
         why += f" {(out / 'qemu.log').read_text(errors='replace').strip()[-400:]}"
-    return Ending(code=code, why=why, hung=hung, console=console, seconds=time.monotonic() - begin)
+    return Ending(code=code, why=why, cut=cut, console=console, seconds=time.monotonic() - begin)
 
 
 def _watch(
     qemu: "subprocess.Popen[bytes]", path: Path, deadline: float, say: Callable[[str], None]
 ) -> tuple[str, bool, str]:
-    """Why the wait was over, whether that was because nothing more came, and the console's text."""
-    console, line, heard, beat = "", "", time.monotonic(), 0.0
+    """Why the wait was over, whether it was cut, and the console's text."""
+    console, line, heard, beat, woken = "", "", time.monotonic(), 0.0, 0.0
     with path.open("rb") as file:
         while True:
             ended = qemu.poll() is not None
@@ -102,11 +113,32 @@ def _watch(
             quiet = time.monotonic() - heard
             if f"\n{MARK}" in console and quiet > POWER_OFF:
                 return "the machine said its end and stayed on", False, console
+            if quiet > DROWSY and time.monotonic() - woken > DROWSY:
+                woken = time.monotonic()
+                where = _wake(path.parent.parent / "monitor")
+                say(f"vm: silent for {quiet:.0f} s, so its processors are woken: {where}")
             if quiet > SILENCE:
                 return f"the machine hung: no sign of life for {SILENCE:.0f} s", True, console
             if time.monotonic() > deadline:
-                return "the time was up", False, console
+                return "the time was up", True, console
             time.sleep(0.1)
+
+
+def _wake(monitor: Path) -> str:
+    """Stop the processors and let them go on, so that one that missed an interrupt finds it; where they were."""
+    said = b""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(2)
+        try:
+            client.connect(str(monitor))
+            client.sendall(b"info registers -a\nstop\ncont\ninfo status\n")
+            while chunk := client.recv(65536):
+                said += chunk
+        except OSError:  # it has said all, or says nothing
+            pass
+    return " ".join(
+        re.findall(r"\bCPU#\d+|\bRIP=\w+|\bRFL=\w+|\bHLT=\d|VM status: \w+", said.decode("utf-8", "replace"))
+    )
 
 
 def _modified(path: Path) -> float:

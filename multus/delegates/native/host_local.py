@@ -8,16 +8,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
-import anyio.to_thread
-
 from multus.cni.errors import CNIError, Code
-from multus.cni.request import Command
 from multus.cni.result import DNS, IP, Result
-from multus.delegates.chain import Delegate
 from multus.delegates.exec import StartError
 from multus.delegates.native import reading
 from multus.delegates.native.pool import Pool, RangeSet, candidates, range_of, read_pool, spell
-from multus.delegates.native.printing import printed
 from multus.delegates.native.reading import Address, Unsupported
 from multus.delegates.native.store import Store, locked
 from multus.delegates.plugin import Call, PluginError
@@ -33,36 +28,33 @@ class _RefusalError(Exception):
 
 
 class HostLocal:
-    """A delegate (see `multus.delegates.chain`); `runner` runs the program for what is not done here.
+    """An address plugin (see `multus.delegates.native.ipam`); `root` is the root directory of its paths, "" ours."""
 
-    `root` is the root directory of the paths in configurations, "" ours.
-    """
-
-    def __init__(self, runner: Delegate, *, root: str = "") -> None:
-        self._runner = runner
+    def __init__(self, *, root: str = "") -> None:
         self._root = root
 
-    async def __call__(self, plugin: str, call: Call) -> bytes:
-        """Carry out a call; what the plugin would print.
+    def lease(self, plugin: str, call: Call) -> "_Lease":
+        """As `AddressPlugin`; taking fails with TRY_AGAIN_LATER when the network's lock cannot be had."""
+        return _Lease(plugin, call, read_pool(call), self._root)
 
-        :raises MultusError: as the program; TRY_AGAIN_LATER when its lock cannot be had.
-        """
-        if call.command not in (Command.ADD, Command.DEL):
-            return await self._runner(plugin, call)
-        try:
-            pool = read_pool(call)
-        except Unsupported:
-            return await self._runner(plugin, call)
-        if call.command is Command.DEL:
-            await self._do(plugin, call, partial(_release, pool, call))
-            return b""
-        result = await self._do(plugin, call, partial(_allocate, pool, call))
-        return printed(result, pool.version)
 
-    async def _do(self, plugin: str, call: Call, task: Callable[[], T]) -> T:
-        """In a thread, to its end: an address that was taken is known to the caller, or given back."""
-        with _told(plugin, call):
-            return await anyio.to_thread.run_sync(partial(in_root, self._root, task) if self._root else task)
+class _Lease:
+    def __init__(self, plugin: str, call: Call, pool: Pool, root: str) -> None:
+        self.version = pool.version
+        self._plugin = plugin
+        self._call = call
+        self._pool = pool
+        self._root = root
+
+    def take(self) -> Result:
+        return self._do(partial(_allocate, self._pool, self._call))
+
+    def give_back(self) -> None:
+        self._do(partial(_release, self._pool, self._call))
+
+    def _do(self, task: Callable[[], T]) -> T:
+        with _told(self._plugin, self._call):
+            return in_root(self._root, task) if self._root else task()
 
 
 def _allocate(pool: Pool, call: Call) -> Result:

@@ -42,11 +42,11 @@ async def configure(plugin: str, call: Call, given: Result, *, sysctls: Sysctls)
 
     :raises PluginError: the kernel refused.
     """
-    connection, found = await do(plugin, call, _bring_up, call, given, sysctls)
-    with connection:
-        if _waits(given):
-            await _settle(plugin, call, connection, found.index)
-            await do(plugin, call, _add_routes, connection, found.index, given)
+    connection, found = await do(plugin, call, bring_up, call, given, sysctls)
+    if waits(given):
+        await settle(plugin, call, connection, found.index, given)
+    else:
+        connection.close()
     return found
 
 
@@ -56,6 +56,14 @@ def addresses(plugin: str, kind: str, answer: bytes, call: Call, *, version: str
     :raises CNIError: it is no result, or has no addresses.
     """
     given = parse_result(answer, where=f'plugin type="{kind}"', version=version)
+    return placed(plugin, given, call, interface=interface)
+
+
+def placed(plugin: str, given: Result, call: Call, *, interface: int) -> Result:
+    """What the address plugin gave, on that interface of the result.
+
+    :raises PluginError: it has no addresses.
+    """
     if not given.ips:
         raise PluginError(plugin, call.command, Code.INTERNAL, "IPAM plugin returned missing IP config")
     ips = tuple(msgspec.structs.replace(ip, interface=interface) for ip in given.ips)
@@ -80,12 +88,18 @@ async def undo(plugin: str, ipam: Delegate, kind: str, call: Call) -> None:
             logger.warning("plugin %s: interface %s may be left over: %s", plugin, call.ifname, error)
 
 
-def _bring_up(call: Call, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+def bring_up(call: Call, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+    """Give the pod's interface its addresses, set it up, and add routes unless they have to wait (see `waits`).
+
+    A connection that is in the pod, and the interface.
+
+    :raises DeviceError: the kernel refused.
+    """
     return netns.run_in(call.netns, _bring_up_inside, call.ifname, given, sysctls)
 
 
 def _bring_up_inside(ifname: str, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
-    """In the pod: addresses, up, and routes unless they have to wait. The socket stays there, for what is left."""
+    """In the pod. The socket stays there, for what is left."""
     connection = rtnetlink.connect()
     try:
         found = link_changes.find(connection, ifname)
@@ -100,7 +114,7 @@ def _bring_up_inside(ifname: str, given: Result, sysctls: Sysctls) -> tuple[sock
                     link_changes.set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
         addressing.configure(connection, found.index, [ip.address for ip in given.ips], [])
         netdevs.change(connection, found.index, netdevs.Change(up=True))
-        if not _waits(given):
+        if not waits(given):
             _add_routes(connection, found.index, given)
     except BaseException:
         connection.close()
@@ -119,18 +133,24 @@ def _gateway(ips: Sequence[IP], six: bool) -> str:
     return next((ip.gateway for ip in ips if ip.gateway and (":" in ip.gateway) is six), "")
 
 
-def _waits(given: Result) -> bool:
+def waits(given: Result) -> bool:
     """Whether the pod is told of its addresses only when they are usable: those of IPv6 with a gateway."""
     return bool(_gateway(given.ips, True))
 
 
-async def _settle(plugin: str, call: Call, connection: socket.socket, index: int) -> None:
-    deadline = anyio.current_time() + _SETTLE
-    while await do(plugin, call, link_changes.is_settling, connection, index):
-        if anyio.current_time() > deadline:
-            message = f"link {call.ifname} still has tentative addresses after {_SETTLE:g} seconds"
-            raise PluginError(plugin, call.command, Code.INTERNAL, message)
-        await anyio.sleep(_SETTLE_PAUSE)
+async def settle(plugin: str, call: Call, connection: socket.socket, index: int, given: Result) -> None:
+    """Wait until the addresses are usable, then add the routes; closes the connection, which is in the pod.
+
+    :raises PluginError: they do not become usable, or the kernel refused.
+    """
+    with connection:
+        deadline = anyio.current_time() + _SETTLE
+        while await do(plugin, call, link_changes.is_settling, connection, index):
+            if anyio.current_time() > deadline:
+                message = f"link {call.ifname} still has tentative addresses after {_SETTLE:g} seconds"
+                raise PluginError(plugin, call.command, Code.INTERNAL, message)
+            await anyio.sleep(_SETTLE_PAUSE)
+        await do(plugin, call, _add_routes, connection, index, given)
 
 
 def remove(call: Call) -> None:

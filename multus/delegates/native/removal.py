@@ -14,6 +14,10 @@ from devices.errors import DeviceError, KernelError, NamespaceError
 from devices.linux import link_changes, netns
 from multus.cni.errors import Code
 from multus.delegates.plugin import Call, PluginError
+from multus.errors import MultusError
+
+After = Callable[[], None]
+"""Blocks, and raises MultusError when it fails."""
 
 _GATHER: Final = 0.005  # seconds that the first waits for others that are announced
 
@@ -27,13 +31,14 @@ class _Pod:
 
 
 class _Batch:
-    """Interfaces that are removed together; `failed` holds those that were not."""
+    """Interfaces that are removed together, and what is done after that; `failed` holds those that were not."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.after: list[tuple[str, After]] = []
         self.full = anyio.Event()
         self.done = anyio.Event()
-        self.failed: dict[str, DeviceError] = {}
+        self.failed: dict[str, DeviceError | MultusError] = {}
 
 
 class Removals:
@@ -56,16 +61,20 @@ class Removals:
             if not pod.announced:
                 del self._pods[path]
 
-    async def remove(self, plugin: str, call: Call) -> None:
-        """Remove the call's interface, if it and the pod are there; it has to be announced.
+    async def remove(self, plugin: str, call: Call, *, after: "After | None" = None) -> None:
+        """Remove the call's interface, if it and the pod are there, then do what comes `after`, whatever came of that.
 
-        :raises PluginError: the kernel refused.
+        It has to be announced.
+
+        :raises PluginError: the kernel refused; and what `after` raises.
         """
         pod = self._pods[call.netns]
         batch, first = pod.batch, pod.batch is None
         if batch is None:
             batch = pod.batch = _Batch()
         batch.names.add(call.ifname)
+        if after is not None:
+            batch.after.append((call.ifname, after))
         _fill(pod)
         if first:
             with anyio.CancelScope(shield=True):  # the others rely on it, and it is short
@@ -73,6 +82,8 @@ class Removals:
         else:
             await batch.done.wait()
         error = batch.failed.get(call.ifname)
+        if isinstance(error, MultusError):
+            raise error
         if error is not None:
             raise PluginError(plugin, call.command, Code.INTERNAL, error.message, hint=error.hint)
 
@@ -82,11 +93,22 @@ class Removals:
         pod.batch = None
         batch.failed = dict.fromkeys(batch.names, KernelError("removing interfaces", 0, "it was not carried out"))
         try:
-            batch.failed = await anyio.to_thread.run_sync(self._remove_all, path, batch.names)
-        except DeviceError as error:
-            batch.failed = dict.fromkeys(batch.names, error)
+            batch.failed = await anyio.to_thread.run_sync(self._remove_and_after, path, batch)
         finally:
             batch.done.set()
+
+    def _remove_and_after(self, path: str, batch: _Batch) -> dict[str, DeviceError | MultusError]:
+        failed: dict[str, DeviceError | MultusError] = {}
+        try:
+            failed.update(self._remove_all(path, batch.names))
+        except DeviceError as error:
+            failed = dict.fromkeys(batch.names, error)
+        for name, after in batch.after:
+            try:
+                after()
+            except MultusError as error:
+                failed.setdefault(name, error)
+        return failed
 
 
 def remove_together(path: str, names: set[str]) -> dict[str, DeviceError]:

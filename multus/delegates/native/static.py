@@ -10,9 +10,7 @@ import msgspec
 
 from multus.cni.request import Command
 from multus.cni.result import DNS, IP, Result, Route
-from multus.delegates.chain import Delegate
 from multus.delegates.native import reading
-from multus.delegates.native.printing import printed
 from multus.delegates.native.reading import RouteShape, Shape, Unsupported
 from multus.delegates.plugin import Call
 
@@ -33,25 +31,27 @@ class _Ipam(Shape, frozen=True, kw_only=True):
 
 
 class Static:
-    """A delegate (see `multus.delegates.chain`); `runner` runs the program for what is not done here."""
+    """An address plugin (see `multus.delegates.native.ipam`)."""
 
-    def __init__(self, runner: Delegate) -> None:
-        self._runner = runner
+    def lease(self, plugin: str, call: Call) -> "_Lease":
+        """As `AddressPlugin`."""
+        if call.command is Command.DEL:
+            return _Lease("", Result())
+        return _Lease(*addresses(call))
 
-    async def __call__(self, plugin: str, call: Call) -> bytes:
-        """Carry out a call; what the plugin would print.
 
-        :raises MultusError: as the program.
-        """
-        try:
-            if call.command is Command.ADD:
-                version, result = addresses(call)
-                return printed(result, version)
-            if call.command is Command.DEL:
-                return b""
-        except Unsupported:
-            pass
-        return await self._runner(plugin, call)
+class _Lease:
+    """Nothing is taken, for nobody keeps account."""
+
+    def __init__(self, version: str, result: Result) -> None:
+        self.version = version
+        self._result = result
+
+    def take(self) -> Result:
+        return self._result
+
+    def give_back(self) -> None:
+        return
 
 
 def addresses(call: Call) -> tuple[str, Result]:

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from devices.linux.vfs import DOT1Q, NO_MAC, QINQ, VFState
-from multus.cli import device_map, devices, hardware
-from multus.cli.hardware import Holder, View
+from multus.cli import device_map, device_view, devices
+from multus.cli.device_view import Holder, View
+from multus.cli.places import places
 from multus.errors import MultusError
 from multus.journal import Journal
 from multus.sandbox import Attachment, Sandbox, State
@@ -42,8 +43,11 @@ def filled(fake: FakeSysfs) -> FakeSysfs:
 def _arguments(tmp_path: Path, *given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     devices.add_parser(parser.add_subparsers())
-    places = ("--cni-dir", str(tmp_path / "cni"), "--config", str(tmp_path / "config.json"))
-    return parser.parse_args(["devices", "--sysfs", str(tmp_path / "sys"), *places, *given])
+    config, file = tmp_path / "config.json", tmp_path / "daemon-config.json"
+    if not file.exists():
+        named = {"deviceConfig": str(config)} if config.exists() else {}
+        file.write_text(json.dumps({"cniDir": str(tmp_path / "cni"), "socketDir": str(tmp_path / "run"), **named}))
+    return parser.parse_args(["devices", "--sysfs", str(tmp_path / "sys"), "--settings", str(file), *given])
 
 
 @pytest.fixture
@@ -147,7 +151,8 @@ def test_the_document(run: Run, filled: FakeSysfs, tmp_path: Path, capsys: pytes
 
 
 def _view(fake: FakeSysfs, tmp_path: Path, **more: Any) -> View:
-    view = hardware.collect(sysfs=fake.sys, journal=tmp_path / "none", config=tmp_path / "none")
+    assert fake.sys == tmp_path / "sys"
+    view = device_view.collect(places(_arguments(tmp_path)))
     return msgspec.structs.replace(view, **more)
 
 
@@ -228,6 +233,17 @@ def test_many_free_vfs_are_one_box(fake: FakeSysfs, tmp_path: Path) -> None:
     assert {"0 to 19  20 free VFs  iavf", "21 to 59  39 free VFs  iavf"} <= set(texts)
     assert "<a>/\"&'\\x07" in texts
     assert max(len(text) for text in texts) < 60
+
+
+def test_a_vf_that_was_given_by_hand_is_not_free_on_the_map(fake: FakeSysfs, tmp_path: Path) -> None:
+    fake.pf(FIRST, netdev="ens1f0", total=64, num=64)
+    owner = {fake.vf_bdf(FIRST, 10): "by hand: me"}
+    texts = _texts(device_map.draw(_view(fake, tmp_path, owners=owner)))
+    assert [each for each in texts if "free VFs" in each] == [
+        "0 to 9  10 free VFs  iavf",
+        "11 to 63  53 free VFs  iavf",
+    ]
+    assert {"by hand: me", fake.vf_bdf(FIRST, 10)} <= set(texts)
 
 
 def test_a_map_that_cannot_be_written(run: Run, fake: FakeSysfs, tmp_path: Path) -> None:

@@ -3,19 +3,24 @@
 import json
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from multus.cli import main
 from multus.cli.examine import Finding, configuration, hardware, kubelet, shim, state
+from multus.cli.examine_devices import device_plugins
 from multus.cli.ready import AskError, ask
 from multus.install.binary import own_shim
 from multus.journal import Journal
 from multus.sandbox import Attachment, Sandbox, State
+from multus.settings import DaemonSettings
 
 OURS: dict[str, Any] = {
     "cniVersion": "1.0.0",
@@ -245,3 +250,50 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path, capsys: pytest.
     (tmp_path / "bad.json").write_text("[")
     assert main(["doctor", "--config", str(tmp_path / "bad.json"), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["Settings"][0]["level"] == "wrong"
+
+
+def test_another_device_plugin_is_a_finding(tmp_path: Path) -> None:
+    """Of the same resource, or of another one; not one of another kind, not a dead socket, and not our own."""
+    pool = {"resourceName": "net", "resourcePrefix": "example.com", "selectors": {"drivers": ["iavf"]}}
+    (tmp_path / "p.json").write_text(json.dumps({"resourceList": [pool]}))
+    kubelet, run = tmp_path / "kubelet", tmp_path / "run"
+    settings = DaemonSettings(
+        device_config=str(tmp_path / "p.json"), kubelet_dir=str(kubelet), socket_dir=str(run), cni_dir=str(tmp_path)
+    )
+    program = """
+import socket, sys
+held = []
+for path in sys.argv[1:]:
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].bind(path)
+    held[-1].listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+    rivals = ("kubelet/device-plugins/example.com_net.sock", "kubelet/plugins_registry/intel.com_other.sock")
+    for path in (*rivals, "run/multus.sock"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (kubelet / "device-plugins/intel.com_dead.sock").touch()
+    assert [each.what for each in device_plugins(settings)] == ["1 pools: example.com/net"]
+
+    def listening(*paths: str) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", program, *paths]
+        process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listens\n"
+        return process
+
+    with listening(*rivals, "kubelet/device-plugins/nvidia-gpu.sock") as process:
+        told = wrong(device_plugins(settings))
+        assert len(told) == 2
+        assert told[0].startswith(f"another device plugin serves example.com/net on {tmp_path / rivals[0]} (python")
+        assert f"another device plugin is at work, {tmp_path / rivals[1]} (python" in told[1]
+        assert process.stdin is not None
+        process.stdin.close()
+    for path in rivals:
+        (tmp_path / path).unlink()
+    with listening("run/multus.sock", *rivals) as process:  # they are the daemon's
+        assert wrong(device_plugins(settings)) == []
+        assert process.stdin is not None
+        process.stdin.close()
+    assert list(device_plugins(msgspec.structs.replace(settings, manifests="m"))) == []

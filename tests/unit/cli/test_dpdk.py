@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
 import pytest
 
+from devices import portfiles
+from dpdk import hugepages
+from dpdk.eal import Port, format_cpus
 from dpdk.holders import Holder
+from dpdk.portmap import encode_map, make_map
 from multus.cli import dpdk
 from multus.errors import MultusError
 from multus.journal import Journal
@@ -135,11 +141,82 @@ def test_hugepages(kernel: FakePciKernel, run: Run, capsys: pytest.CaptureFixtur
         run("hugepages", "--mount", "/no/such/directory")
 
 
+def test_a_hugetlbfs_is_mounted_once_and_seen_to_be_there(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts: list[hugepages.Mount] = []
+    commands: list[list[str]] = []
+    works = True
+
+    def mount(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        if works:
+            mounts.append(hugepages.Mount(path=command[-1], size_kb=2048))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", mount)
+    monkeypatch.setattr(hugepages, "read_mounts", lambda: tuple(mounts))
+    assert run("hugepages", "--mount", str(tmp_path)) == 0
+    assert commands == [["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "nodev", str(tmp_path)]]
+    assert run("hugepages", "--mount", str(tmp_path)) == 0
+    assert len(commands) == 1
+    works = False
+    with pytest.raises(MultusError, match="no hugetlbfs is at"):
+        run("hugepages", "--mount", str(tmp_path), "--size", "1G")
+
+
 def test_check_names_what_is_missing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "--device", "/dev/vfio/no-such-group") == 1
     said = capsys.readouterr().out
     assert "the node has no hugepages" in said
     assert "/dev/vfio/no-such-group is not in the container" in said
+
+
+@pytest.fixture
+def ports(kernel: FakePciKernel, tmp_path: Path) -> Path:
+    """The map of a pod with both VFs on vfio-pci."""
+    vfs = [kernel.tree.vf_bdf(PF, index) for index in range(2)]
+    made = make_map(
+        [Port(network=f"vfw/n{i}", interface=f"net{i}", pci=bdf, driver="vfio-pci") for i, bdf in enumerate(vfs)],
+        pod="vfw/fw",
+        uid="u-1",
+        sandbox="c1",
+    )
+    for bdf in vfs:
+        portfiles.write(tmp_path / "info", bdf, {portfiles.MAP: encode_map(made)})
+    return portfiles.folder(tmp_path / "info", vfs[0]) / portfiles.MAP
+
+
+def test_the_command_line_of_a_pods_program(
+    kernel: FakePciKernel, run: Run, ports: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (kernel.tree.vf_bdf(PF, index) for index in range(2))
+    arguments = f"-a {a} -a {b} --in-memory --iova-mode va"
+    own = sorted(os.sched_getaffinity(0))
+    assert run("eal", "--map", str(ports), "--pid", "self", "--app", "my app", "--args=-i --stats-period=10") == 0
+    assert capsys.readouterr().out == f"'my app' -l {format_cpus(own)} {arguments} -- -i --stats-period=10\n"
+    assert run("eal", "--info", str(ports.parents[2]), "vfw/fw") == 0
+    line = capsys.readouterr().out
+    shell = line.replace("dpdk-testpmd", "echo", 1)
+    said = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+    assert said == f"-l {format_cpus(own)} {arguments}\n"
+    with pytest.raises(MultusError, match="has no DPDK ports on this node"):
+        run("eal", "--info", str(ports.parents[2]), "vfw/other")
+    with pytest.raises(MultusError, match="No closing quotation"):
+        run("eal", "vfw/fw", "--info", str(ports.parents[2]), "--args='")
+    with pytest.raises(MultusError, match="whose command line"):
+        run("eal")
+    with pytest.raises(MultusError, match="is no map"):
+        ports.chmod(0o644)
+        ports.write_text("{}")
+        run("eal", "--map", str(ports))
+
+
+def test_check_takes_what_is_needed_from_the_map(run: Run, ports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "--map", str(ports)) == 1
+    said = capsys.readouterr().out
+    assert "/dev/vfio/11 is not in the container" in said
+    assert "/dev/vfio/12 is not in the container" in said
 
 
 @pytest.mark.parametrize("arguments", [("bind", "junk"), ("bind", "--mac", "02:00:00:00:00:01", PF, "03:00.1")])

@@ -1,9 +1,10 @@
 """`multusctl vf` on a fake sysfs."""
 
+import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -13,7 +14,7 @@ from devices import guard
 from devices.errors import KernelError, NamespaceError
 from devices.ledger import KIND, Ledger
 from devices.linux.sysfs import Sysfs
-from multus.cli import main, vf_uses
+from multus.cli import asking, main
 from multus.journal import Journal
 from multus.sandbox import Attachment, Sandbox, State
 from tests.fake_sysfs import FakeSysfs
@@ -36,6 +37,14 @@ class Node:
         self.config = directory / "config.json"
         pool = {"resourceName": "net", "selectors": {"pfNames": ["ens1"]}}
         self.config.write_text(json.dumps({"resourceList": [pool]}))
+        self.settings = directory / "daemon-config.json"
+        self.set()
+
+    def set(self, **keys: object) -> None:
+        """Write the daemon's configuration."""
+        places = {"cniDir": ".", "socketDir": "run", "deviceInfoDir": "info", "kubeletDir": "kubelet"}
+        given = {key: str(self.directory / value) for key, value in places.items()}
+        self.settings.write_text(json.dumps({**given, "deviceConfig": str(self.config), **keys}))
 
     def set_numvfs(self, bdf: str, count: int) -> None:
         if count in self.refused:
@@ -86,27 +95,12 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 @pytest.fixture
 def run(node: Node, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(command: str, *arguments: str) -> tuple[int, str, str]:
-        options = ["--cni-dir", str(node.directory), "--config", str(node.config), "--sysfs", str(node.fake.sys)]
-        if command != "show":
-            options += ["--socket-dir", str(node.directory)]
+        options = ["--settings", str(node.settings), "--sysfs", str(node.fake.sys)]
         code = main(["vf", command, *arguments, *options])
         said = capsys.readouterr()
         return code, said.out, said.err
 
     return call
-
-
-@pytest.fixture
-def daemon(node: Node) -> Iterator[None]:
-    with socket.socket(socket.AF_UNIX) as server:
-        # A path of pytest's may be too long for an address: it is bound where it is short.
-        descriptor = os.open(node.directory, os.O_PATH)
-        try:
-            server.bind(f"/proc/self/fd/{descriptor}/multus.sock")
-        finally:
-            os.close(descriptor)
-        server.listen()
-        yield
 
 
 def test_create(node: Node, run: Run) -> None:
@@ -211,7 +205,7 @@ def test_show(node: Node, run: Run) -> None:
     assert "ens2" in out
     _, out, _ = run("show", "ens1")
     assert "ens2" not in out
-    assert f"{node.vf(0)} is allocated: by hand: me" in out
+    assert out.rstrip().splitlines()[-4].endswith("by hand: me")
     _, out, _ = run("show", node.vf(2))
     assert node.vf(2) in out
     assert node.vf(1) not in out
@@ -226,7 +220,8 @@ def test_allocate_and_release(node: Node, run: Run) -> None:
     assert run("allocate", "intel.com/net")[1].split() == [node.vf(3)]
     code, _, err = run("allocate", "net")
     assert code == 1
-    assert "0 of 4 devices free" in err
+    assert "needs 5 devices of intel.com/net: 0 of 4 are free" in err
+    assert f"{node.vf(0)}: by hand: operator has it" in err
     assert run("release", node.vf(1))[0] == 0
     assert run("allocate", "net", "--owner", "other")[1].split() == [node.vf(1)]
     assert run("release", "ens1v0")[0] == 0
@@ -260,30 +255,60 @@ def test_what_a_pod_has_is_neither_allocated_nor_released(node: Node, run: Run) 
         assert says in err
 
 
-def test_what_was_taken_meanwhile_is_refused(node: Node, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("allocate", "net")[0] == 0
-    monkeypatch.setattr(vf_uses, "allocated", lambda journal: {})
-    code, _, err = run("allocate", "net")
-    assert code == 1
-    assert f"{node.vf(0)} was allocated meanwhile" in err
-
-
-def test_a_record_that_is_none_of_ours_is_said(node: Node, run: Run) -> None:
+def test_a_damaged_record_breaks_nothing_and_keeps_its_devices(node: Node, run: Run) -> None:
     async def write() -> None:
         async with Journal.open(node.directory / "journal.db") as journal:
             await journal.records.save("x", KIND, b"junk")
+            await journal.records.save("by hand: me intel.com/net", KIND, f'{{"devices": ["{node.vf(0)}", 7'.encode())
 
     anyio.run(write)
-    for command in (["allocate", "net"], ["release", node.vf(0)], ["create", "ens1", "0"]):
-        code, _, err = run(*command)
-        assert code == 1
-        assert "cannot be understood" in err
+    assert run("allocate", "net")[1].split() == [node.vf(1)]
+    assert "by hand: me" in run("show", node.vf(0))[1]
+    assert run("release", node.vf(0))[0] == 0
+    assert run("allocate", "net", "--count", "3")[0] == 0
 
 
-def test_beside_the_daemon_nothing_is_recorded(node: Node, run: Run, daemon: None) -> None:
-    code, _, err = run("allocate", "net")
-    assert code == 1
-    assert "multusd runs" in err
+def test_a_daemon_that_is_about_to_serve_is_not_raced(node: Node, run: Run) -> None:
+    """It holds the state directory before it reads who has what, and its socket answers only after that."""
+    with (node.directory / "multusd.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, out, err = run("allocate", "net")
+        assert (code, out) == (1, "")
+        assert f"a multusd holds {node.directory}, and does not answer yet" in err
+        assert run("allocate", "net", "--dry-run")[0] == 0
+    assert run("allocate", "net")[0] == 0
+
+
+def test_a_daemon_that_does_not_answer_is_waited_for_and_nothing_is_given(
+    node: Node, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "_PATIENCE", 0.1)
+    (node.directory / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as server:
+        # A path of pytest's may be too long for an address: it is bound where it is short.
+        descriptor = os.open(node.directory / "run", os.O_PATH)
+        try:
+            server.bind(f"/proc/self/fd/{descriptor}/multus.sock")
+        finally:
+            os.close(descriptor)
+        server.listen()
+        code, out, err = run("allocate", "net")
+    assert (code, out) == (1, "")
+    assert "it does not answer in time" in err
+    assert run("allocate", "net")[0] == 0  # its socket is dead now
+
+
+def test_policies_make_pools_too(node: Node, run: Run) -> None:
+    """As the daemon does: `show` and `allocate` know the pools of sriovPolicies, and for which node they are."""
+    spec = {"resourceName": "fast", "numVfs": 4, "nicSelector": {"pfNames": ["ens1#2-3"]}}
+    policy = {"metadata": {"name": "p"}, "spec": {**spec, "nodeSelector": {"rack": "7"}}}
+    node.config.write_text(json.dumps({"resourceList": []}))
+    node.set(sriovPolicies=[policy])
+    assert 'no pool "fast"' in run("allocate", "fast")[2]
+    node.set(sriovPolicies=[policy], nodeLabels={"rack": "7"})
+    (line,) = [line for line in run("show")[1].splitlines() if node.vf(2) in line]
+    assert "intel.com/fast" in line
+    assert run("allocate", "fast", "--count", "2")[1].split() == [node.vf(2), node.vf(3)]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +316,7 @@ def test_beside_the_daemon_nothing_is_recorded(node: Node, run: Run, daemon: Non
     [
         (["nett"], 'did you mean "intel.com/net"?'),
         (["net", "--count", "0"], "--count is at least 1"),
-        (["net", "--count", "5"], "4 of 4 devices free, not 5"),
+        (["net", "--count", "5"], "needs 5 devices of intel.com/net: 4 of 4 are free"),
     ],
 )
 def test_allocations_that_are_refused(run: Run, arguments: list[str], says: str) -> None:

@@ -23,14 +23,16 @@ from multus.cni.request import Command
 from multus.cni.result import DNS, IP, Result, Route
 from multus.delegates.native import store
 from multus.delegates.native.bridge import read_bridge, with_gateways
+from multus.delegates.native.ipvlan import read_ipvlan
 from multus.delegates.native.macvlan import read_macvlan
 from multus.delegates.native.pool import Pool, candidates, read_pool, spell
 from multus.delegates.native.printing import printed
 from multus.delegates.native.reading import Unsupported
-from multus.delegates.native.registry import NATIVE, native_delegates
+from multus.delegates.native.registry import NATIVE, chosen, native_delegates
 from multus.delegates.native.removal import Removals
 from multus.delegates.native.static import addresses
 from multus.delegates.native.store import locked
+from multus.delegates.native.vlan import read_vlan
 from multus.delegates.plugin import Call
 
 HEAD: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net"}
@@ -51,6 +53,8 @@ def pool(**ipam: Any) -> Pool:
 
 
 MACVLAN = {"type": "macvlan", "master": "eth0"}
+IPVLAN = {"type": "ipvlan", "master": "eth0", "ipam": {"type": "static"}}
+VLAN = {"type": "vlan", "master": "eth0", "vlanId": 5, "ipam": {"type": "static"}}
 BRIDGE = {"type": "bridge"}
 IGNORE = (("IgnoreUnknown", "1"),)
 
@@ -58,6 +62,18 @@ IGNORE = (("IgnoreUnknown", "1"),)
 FOREIGN: list[tuple[Any, dict[str, Any], Pairs]] = [
     (read_macvlan, {**MACVLAN, "linkInContainer": True}, ()),
     (read_macvlan, {**MACVLAN, "Mode": "vepa"}, ()),
+    (read_ipvlan, {**IPVLAN, "mode": "l4"}, ()),
+    (read_ipvlan, {**IPVLAN, "master": ""}, ()),
+    (read_ipvlan, {**IPVLAN, "ipam": {}}, ()),
+    (read_ipvlan, {**IPVLAN, "linkInContainer": True}, ()),
+    (read_ipvlan, {**IPVLAN, "mtu": -1}, ()),
+    (read_ipvlan, IPVLAN, (("MAC", "02:00:00:00:00:01"),)),
+    (read_vlan, {**VLAN, "vlanId": 4095}, ()),
+    (read_vlan, {**VLAN, "vlanId": "5"}, ()),
+    (read_vlan, {**VLAN, "master": ""}, ()),
+    (read_vlan, {**VLAN, "ipam": {}}, ()),
+    (read_vlan, {**VLAN, "linkInContainer": True}, ()),
+    (read_vlan, {**VLAN, "cniVersion": "0.2.0"}, ()),
     (read_macvlan, {**MACVLAN, "mode": "source"}, ()),
     (read_macvlan, {**MACVLAN, "mtu": "1400"}, ()),
     (read_macvlan, {**MACVLAN, "mtu": -1}, ()),
@@ -127,17 +143,44 @@ async def test_it_is_left_to_the_program_unchanged(plugin: str, command: Command
     assert (answer, ran) == ((b"", []) if done_here else (b"{}", [(plugin, asked)]))
 
 
-def test_only_what_is_chosen_is_done_here(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_what_is_chosen_is_done_here() -> None:
     async def runner(name: str, asked: Call) -> bytes:
         raise AssertionError(name)
 
     assert set(native_delegates((), runner)) == set()
-    assert set(native_delegates(("macvlan", "ipvlan"), runner)) == {"macvlan"}
-    assert "'ipvlan' is not done natively" in caplog.text
+    assert set(native_delegates(("macvlan", "ipvlan"), runner)) == {"macvlan", "ipvlan"}
     assert set(native_delegates(NATIVE, runner)) == set(NATIVE)
 
 
-@given(st.binary(max_size=300), st.sampled_from([read_macvlan, read_bridge, read_pool, addresses]))
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (None, set(NATIVE)),
+        ([], set()),
+        (["macvlan", "host-local"], {"macvlan", "host-local"}),
+        (["-bridge", "-portmap"], set(NATIVE) - {"bridge", "portmap"}),
+        (["macvlan", "bridge", "-bridge"], {"macvlan"}),
+    ],
+)
+def test_types_are_chosen_or_left_out(tmp_path: Path, wanted: list[str] | None, found: set[str]) -> None:
+    assert set(chosen(wanted, bin_dir=str(tmp_path))) == found
+
+
+def test_a_script_in_a_program_s_place_is_executed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "macvlan").write_text("#!/bin/sh\nexec /opt/cni/bin/macvlan.real\n")
+    (tmp_path / "bridge").write_bytes(b"\x7fELF and so on")
+    assert set(chosen(None, bin_dir=str(tmp_path))) == set(NATIVE) - {"macvlan"}
+    assert f"{tmp_path}/macvlan is a script" in caplog.text
+
+
+def test_a_type_that_there_is_none_of_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert chosen(["brigde"], bin_dir=str(tmp_path)) == ()
+    assert "'brigde' is not done natively, only bandwidth, bridge" in caplog.text
+
+
+@given(
+    st.binary(max_size=300), st.sampled_from([read_macvlan, read_ipvlan, read_vlan, read_bridge, read_pool, addresses])
+)
 def test_any_bytes_are_the_programs(data: bytes, read: Any) -> None:
     with pytest.raises(Unsupported):
         read(Call(command=Command.ADD, conf=data))
@@ -162,7 +205,7 @@ JSON = st.recursive(
 
 @given(
     st.dictionaries(st.sampled_from(["ipam", "args", "runtimeConfig", "dns", "mtu", "master", "mac", "name"]), JSON),
-    st.sampled_from([read_macvlan, read_bridge, read_pool, addresses]),
+    st.sampled_from([read_macvlan, read_ipvlan, read_vlan, read_bridge, read_pool, addresses]),
 )
 def test_a_configuration_is_read_or_is_the_programs(body: dict[str, Any], read: Any) -> None:
     try:

@@ -169,6 +169,17 @@ async def test_addresses_come_from_the_address_plugin(node: Node) -> None:
     assert [call[0] for call in node.kernel.calls].index("move") < len(node.kernel.calls)
 
 
+async def test_addresses_that_the_runtime_wishes_are_for_the_address_plugin(node: Node) -> None:
+    wished = {
+        "runtimeConfig": {"ips": ["10.1.0.5/24"], "mac": "02:aa:00:00:00:01"},
+        "dns": {"nameservers": ["10.9.9.9"]},
+    }
+    await node.add(**IPAM, **wished)
+    ((_, call),) = node.ipam.calls
+    assert json.loads(call.conf)["runtimeConfig"] == wished["runtimeConfig"]
+    assert call.args == ()
+
+
 @pytest.mark.parametrize("trouble", ["fails", "gives nothing", "prints rubbish"])
 async def test_an_address_plugin_that_fails_leaves_nothing(node: Node, trouble: str) -> None:
     before = node.kernel.snapshot()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.vf import VFConfig
+from multus.cni.args import Pairs
 from multus.delegates.sriov_conf import Outline, SriovConfError, outline, parse_sriov
 
 BDF = "0000:03:10.0"
@@ -35,9 +36,16 @@ def conf(**more: Any) -> bytes:
         ({"runtimeConfig": {"mac": "02:AB:00:00:00:01"}}, VFConfig(mac="02:ab:00:00:00:01")),
         ({"min_tx_rate": 0, "max_tx_rate": 0}, VFConfig(min_tx=0, max_tx=0)),
         ({"min_tx_rate": 5, "max_tx_rate": 0}, VFConfig(min_tx=5, max_tx=0)),
+        ({"min_tx_rate": 5}, VFConfig(min_tx=5)),
+        ({"max_tx_rate": 5}, VFConfig(max_tx=5)),
         ({"spoofchk": "on", "trust": "off"}, VFConfig(spoofchk=True, trust=False)),
         ({"spoofchk": "", "trust": "", "link_state": ""}, VFConfig()),
         ({"link_state": "auto"}, VFConfig(link_state="auto")),
+        ({"link_state": "enable"}, VFConfig(link_state="enable")),
+        ({"link_state": "disable"}, VFConfig(link_state="disable")),
+        ({"runtimeConfig": {"ips": ["10.0.0.5/24"]}, "capabilities": {"ips": True, "mac": True}}, VFConfig()),
+        ({"dns": {"nameservers": ["10.0.0.1"]}, "prevResult": {"cniVersion": "1.0.0"}, "args": {}}, VFConfig()),
+        ({"master": "ens1f0", "VFID": 3, "MTU": 9000}, VFConfig()),  # upstream overwrites both by what sysfs says
         ({"logLevel": "debug", "logFile": "/x"}, VFConfig()),
     ],
 )
@@ -88,6 +96,28 @@ def test_what_is_taken(keys: dict[str, Any], expected: VFConfig) -> None:
 def test_what_is_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(SriovConfError, match=message):
         parse_sriov(conf(**keys), ())
+
+
+@pytest.mark.parametrize(
+    ("args", "runtime", "expected"),
+    [
+        ((("IgnoreUnknown", "1"), ("K8S_POD_NAME", "p"), ("MAC", "02:AB:00:00:00:02")), {}, "02:ab:00:00:00:02"),
+        ((("MAC", ""),), {}, "02:00:00:00:00:01"),
+        ((("MAC", "02:00:00:00:00:02"),), {"mac": ""}, "02:00:00:00:00:02"),
+        ((("MAC", "02:00:00:00:00:02"),), {"mac": "02-AB-00-00-00-03"}, "02:ab:00:00:00:03"),
+        ((("mac", "02:00:00:00:00:02"),), {}, "02:00:00:00:00:01"),  # CNI_ARGS has upper case
+        ((("MAC", "rubbish"),), {"mac": "02:00:00:00:00:03"}, "02:00:00:00:00:03"),
+        ((("MAC", "rubbish"),), {}, ""),
+        ((), {"mac": "01:00:5e:00:00:01"}, ""),
+    ],
+)
+def test_forms_of_cni_args_and_runtime_config(args: Pairs, runtime: dict[str, str], expected: str) -> None:
+    data = conf(mac="02:00:00:00:00:01", runtimeConfig=runtime)
+    if expected:
+        assert parse_sriov(data, args).vf.mac == expected
+        return
+    with pytest.raises(SriovConfError, match="MAC"):
+        parse_sriov(data, args)
 
 
 def test_precedence_of_macs() -> None:

@@ -17,7 +17,7 @@ from devices.giving import PoolError
 from devices.kubelet.api import deviceplugin_pb2 as api
 from devices.kubelet.registration import Kubelet
 from devices.kubelet.service import Pace
-from devices.ledger import KIND, LedgerError, Memory
+from devices.ledger import KIND, Memory
 from devices.linux.sysfs import Sysfs
 from devices.linux.uevents import NODE, RESCAN, Change, Uevents
 from devices.manager import Manager
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 
 PF, OTHER = "0000:03:00.0", "0000:83:00.0"
 NET, DPDK = "intel.com/net", "intel.com/dpdk"
+NET_POOL = {"resourceName": "net", "selectors": {"drivers": ["iavf"]}}
 QUICK = Pace(period=2.0, patience=0.5, settle=0.05, first=0.02, longest=0.1, call=2.0)
 
 
@@ -134,6 +135,20 @@ async def test_from_hardware_to_pools(node: Node) -> None:
         assert (told.physical_functions, told.virtual_functions, told.refreshes) == (2, 6, 1)
         (pool,) = told.pools
         assert (pool.resource, pool.devices, pool.healthy, pool.allocated, pool.followed) == (NET, 6, 6, 0, False)
+
+
+async def test_numbers_of_who_uses_what(node: Node) -> None:
+    """Attached by others, given out here, and not well; each of them leaves fewer that are free."""
+    node.attached = {node.vf(0): NET}
+    node.sysfs.bind(node.vf(3), "")
+    async with node.manager() as manager:
+        node.sysfs.bind(node.vf(2), "")
+        node.tell(node.vf(2))
+        await until(manager, lambda: bool(sick(manager)))
+        await manager.allocate(NET, 1, owner="a")
+        (pool,) = manager.statistics().pools
+        assert (pool.devices, pool.healthy, pool.allocated, pool.used, pool.free) == (5, 3, 1, 2, 2)
+        assert not pool.rivalled
 
 
 async def test_vfs_come_and_go(node: Node) -> None:
@@ -422,12 +437,82 @@ async def test_what_is_not_recorded_is_not_given(node: Node) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"owner": 1}'])
-async def test_a_ledger_that_cannot_be_read(node: Node, data: bytes) -> None:
+async def test_a_damaged_record_breaks_nothing(node: Node, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     await node.store.save("k", KIND, data)
-    with pytest.raises(ExceptionGroup) as caught:
-        async with node.manager():
-            pass
-    assert caught.group_contains(LedgerError)
+    async with node.manager() as manager:
+        assert len(await manager.allocate(NET, 6, owner="a")) == 6
+        assert "the record of what 'k' was given is damaged" in caplog.text
+        assert await manager.release("k") == ()
+        assert [key for key, _ in await node.store.all(KIND)] == [f"a {NET}"]
+
+
+async def test_a_damaged_record_keeps_its_devices(node: Node) -> None:
+    """They are somebody's, and are not given to another; its key says whose, so that they can be given back."""
+    await node.store.save(f"pod ns/x u1 {NET}", KIND, f'{{"owner": 1, "devices": ["{node.vf(0)}"'.encode())
+    async with node.manager() as manager:
+        assert node.vf(0) not in await manager.allocate(NET, 5, owner="a")
+        with pytest.raises(PoolError, match=f"{node.vf(0)}: pod ns/x u1 has it"):
+            await manager.allocate(NET, 1, owner="b")
+        assert await manager.release("pod ns/x u1") == (node.vf(0),)
+        assert await manager.allocate(NET, 1, owner="b") == (node.vf(0),)
+
+
+async def test_more_and_one_less(node: Node) -> None:
+    async with node.manager() as manager:
+        first = await manager.allocate(NET, 1, owner="a", more=True)
+        both = await manager.allocate(NET, 1, owner="a", more=True)
+        assert (len(both), both[:1]) == (2, first)
+        assert await manager.drop(first[0]) == "a"
+        assert [each.devices for each in manager.allocations] == [both[1:]]
+        assert await manager.drop(first[0]) == ""
+        assert await manager.drop(both[1]) == "a"
+        assert (manager.allocations, await node.store.all(KIND)) == ((), [])
+
+
+async def test_devices_to_avoid(node: Node) -> None:
+    async with node.manager() as manager:
+        busy = {node.vf(index): "testpmd 12 has it open" for index in range(4)}
+        assert set(await manager.allocate(NET, 2, owner="a", avoid=busy)) == {node.vf(0, OTHER), node.vf(1, OTHER)}
+        with pytest.raises(PoolError, match=f"{node.vf(3)} of {NET} is not free: testpmd 12 has it open"):
+            await manager.allocate(NET, 1, owner="b", wanted=[node.vf(3)], avoid=busy)
+        with pytest.raises(PoolError, match=r"0 of 6 are free.*testpmd 12 has it open"):
+            await manager.allocate(NET, 1, owner="b", avoid=busy)
+
+
+async def test_device_information_that_is_stale_goes(node: Node) -> None:
+    """Of a device that is in another pool, or in none; not of one that a pod uses, and not what others wrote."""
+    folder = node.info / "dp"
+    folder.mkdir(parents=True)
+    other = [f"nvidia.com-gpu-{node.vf(0)}-device.json", f"intel.com-net-{node.vf(0)}.txt", "intel.com-net-x"]
+    for name in other:
+        (folder / name).write_text("{}")
+
+    def ours() -> list[str]:
+        return sorted(path.name for path in folder.iterdir() if path.name not in other)
+
+    async with node.manager() as manager:
+        for owner in ("a", "b"):
+            await manager.allocate(NET, 1, owner=owner, wanted=[node.vf({"a": 0, "b": 1}[owner])])
+        kept, stale = (f"intel.com-net-{node.vf(index)}-device.json" for index in range(2))
+        await manager.release("b")
+        assert ours() == [kept, stale]  # as long as it stays in the pool
+        node.pools(
+            {"resourceName": "dpdk", "selectors": {"drivers": ["iavf"]}},
+            {**NET_POOL, "selectors": [{"drivers": ["x"]}]},
+        )
+        await until(manager, lambda: len(manager.pools.members.get(DPDK, ())) == 5)
+        assert ours() == [kept]
+        await manager.release("a")
+    async with node.manager() as manager:
+        assert ours() == []
+        await manager.allocate(DPDK, 6, owner="c")
+        assert len(ours()) == 6
+        await manager.release("c")
+        node.sysfs.grow(OTHER, 0)
+        node.tell(OTHER, node.vf(0, OTHER), node.vf(1, OTHER))
+        await until(manager, lambda: len(members(manager, DPDK)) == 4)
+        assert ours() == [f"intel.com-dpdk-{node.vf(index)}-device.json" for index in range(4)]
+    assert all((folder / name).exists() for name in other)
 
 
 async def test_device_information_stays(node: Node) -> None:

@@ -57,6 +57,8 @@ def members(pools: Pools, name: str = "intel.com/net") -> dict[str, str]:
         ({"health": ["carier"]}, 'did you mean "carrier"?'),
         ({"health": "carrier"}, 'write ["carrier"]'),
         ({"preferred": "packed"}, 'did you mean "pack"?'),
+        ({"driver": "vfio_pci"}, 'did you mean "vfio-pci"?'),
+        ({"driver": "uio_pci_generic"}, "is unknown"),  # the number of its node is not known before
         ({"excludeTopology": "yes"}, "true or false"),
         ({"additionalInfo": {"*": {"a": 1}}}, "not a string"),
         ({"additionalInfo": {"*": "a"}}, "an object"),
@@ -96,6 +98,9 @@ def test_keys_of_ours() -> None:
     assert pool.health == frozenset({Health.PRESENCE})
     assert (pool.preferred, pool.exclude_topology) == ("pack", True)
     assert config(resource(health=[])).pools[0].health == frozenset()
+    assert [config(resource(driver=each)).pools[0].driver for each in ("vfio-pci", "mlx5_core", "")] == [
+        *("vfio-pci", "mlx5_core", "")
+    ]
 
 
 @pytest.mark.parametrize("selectors", [{}, {"selectors": []}])

@@ -24,7 +24,7 @@ def vf(pf_name: str, index: int) -> Candidate:
     [
         (["ens0", "ens2f0#1", "ens2f1#0,3-5,7"], "ens0", {0, 1, 2, 3, 4, 5, 6, 7}),  # 1
         (["ens0", "ens2f0#1", "ens2f1#0,3-5,7"], "eth0", set()),  # 2
-        (["ens2f0#3"], "ens2f0", {3}),  # 3, 4
+        (["ens0", "ens2f0#1", "ens2f1#0,3-5,7"], "ens2f0", {1}),  # 3, 4
         (["ens0", "ens2f0#1", "ens2f1#0,3-5,7"], "ens2f1", {0, 3, 4, 5, 7}),  # 5, 6
         (["ENS2F1#0"], "ens2f1", {0}),  # 7
         (["a#0-1", "a#4-5"], "a", {0, 1, 4, 5}),  # 8: upstream never looks at the second one

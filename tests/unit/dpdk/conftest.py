@@ -5,31 +5,10 @@ from pathlib import Path
 import pytest
 
 from dpdk.drivers import Binder
+from tests.dpdk_node import MemoryStore
 from tests.fake_pci_kernel import FakePciKernel
 
 PF = "0000:03:00.0"
-
-
-class MemoryStore:
-    """Keeps what it was given when the process is killed; keeping and forgetting are changes, too."""
-
-    def __init__(self, kernel: FakePciKernel) -> None:
-        self._kernel = kernel
-        self.data: dict[tuple[str, str], bytes] = {}
-
-    async def save(self, key: str, kind: str, data: bytes) -> None:
-        self._kernel.change("save")
-        self.data[kind, key] = data
-
-    async def load(self, key: str, kind: str) -> bytes | None:
-        return self.data.get((kind, key))
-
-    async def forget(self, key: str, kind: str) -> None:
-        self._kernel.change("forget")
-        self.data.pop((kind, key), None)
-
-    async def all(self, kind: str) -> list[tuple[str, bytes]]:
-        return sorted((key, data) for (each, key), data in self.data.items() if each == kind)
 
 
 class Node:

@@ -244,6 +244,42 @@ async def test_with_autoprobe_off_it_goes_back_by_name(node: "Node") -> None:
     assert node.look(bdf) == before
 
 
+async def test_a_pf_that_takes_no_mac_away_has_the_vfs_own_one(node: "Node", monkeypatch: pytest.MonkeyPatch) -> None:
+    bdf = node.vfs[0]
+    before = node.look(bdf)
+    await node.binder.apply_bind(await node.binder.plan(bdf, VFIO, mac="02:bb:00:00:00:02"))
+    really = node.kernel.set_admin_mac
+
+    def set_admin_mac(pf: str, index: int, mac: str) -> None:
+        if mac == NO_MAC:
+            raise KernelError("setting the MAC", 22, "Invalid argument")
+        really(pf, index, mac)
+
+    monkeypatch.setattr(node.kernel, "set_admin_mac", set_admin_mac)
+    await node.binder.restore(bdf)
+    assert node.kernel.admin_mac(PF, 0) == before[3]
+    assert node.look(bdf)[3] == before[3]
+
+
+async def test_only_its_owner_gives_it_back(node: "Node") -> None:
+    bdf = node.vfs[0]
+    await node.binder.apply_bind(await node.binder.plan(bdf, VFIO, owner="a policy"))
+    assert await node.binder.restore(bdf, owner="a pod") is None
+    assert node.look(bdf)[0] == VFIO
+    assert await node.binder.restore(bdf, owner="a policy") is not None
+
+
+async def test_recovery_leaves_alone_what_is_being_bound(node: "Node") -> None:
+    bdf = node.vfs[0]
+    plan = await node.binder.plan(bdf, VFIO)
+    async with anyio.create_task_group() as group:
+        group.start_soon(node.binder.apply_bind, plan)
+        while not node.kernel.done:
+            await anyio.sleep(0)
+        assert await node.binder.recover() == {}
+    assert node.look(bdf)[0] == VFIO
+
+
 async def test_a_vf_without_a_driver_gets_none_back(node: "Node") -> None:
     bdf = node.vfs[0]
     node.kernel.unbind("iavf", bdf)

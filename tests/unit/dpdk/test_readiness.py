@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dpdk.containers import read_container
+from dpdk.containers import read_container, walk_pod
 from dpdk.eal import Port, Wanted
 from dpdk.errors import DpdkError
 from dpdk.hugepages import Mount, Pages
@@ -117,6 +117,26 @@ def test_a_container_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_program_has_taken_is_not_missing(tmp_path: Path) -> None:
+    taken = {2048: 512 << 20}
+    full = msgspec.structs.replace(
+        READY, hugetlb={2048: 0}, pages=(Pages(node=0, size_kb=2048, total=256, free=0),), taken=taken
+    )
+    assert readiness(full, WANTED) == ()
+    assert readiness(msgspec.structs.replace(full, taken={2048: 256 << 20}), WANTED) != ()
+    proc, sysfs = container_files(tmp_path)
+    for path in ("kubepods/pod1/c1", "kubepods/pod1"):
+        (sysfs / "fs/cgroup" / path / "hugetlb.2MB.current").write_text("536870912\n")
+    found = read_container("42", proc=proc, sysfs=sysfs)
+    assert (found.taken, found.hugetlb[2048]) == (taken, 0)
+
+
+def test_a_program_that_stays_on_one_cpu_has_those_of_its_container(tmp_path: Path) -> None:
+    proc, sysfs = container_files(tmp_path)
+    (sysfs / "fs/cgroup/kubepods/pod1/c1/cpuset.cpus.effective").write_text("2-5\n")
+    assert read_container("42", proc=proc, sysfs=sysfs).cpus == (2, 3, 4, 5)
+
+
 def test_a_cgroup_of_another_namespace_tells_nothing(tmp_path: Path) -> None:
     proc, sysfs = container_files(tmp_path, cgroup="/../../other")
     assert read_container("42", proc=proc, sysfs=sysfs).hugetlb == {}
@@ -130,3 +150,16 @@ def test_no_such_process(tmp_path: Path) -> None:
 def test_this_process() -> None:
     found = read_container()
     assert set(found.cpus) == os.sched_getaffinity(0)
+
+
+def test_the_process_of_a_pod_that_has_the_devices(tmp_path: Path) -> None:
+    uid = "0a1b2c3d-0000-4000-8000-00000000000f"
+    for pid, pod in ((7, uid), (30, uid.replace("-", "_")), (200, uid), (3, "ffffffff-0000-4000-8000-000000000000")):
+        home = tmp_path / str(pid)
+        (home / "root").mkdir(parents=True)
+        (home / "cgroup").write_text(f"0::/kubepods.slice/kubepods-pod{pod}.slice/cri-containerd-c.scope\n")
+    assert walk_pod(uid, marked="/run/multus/dpdk", proc=tmp_path) == 200  # any, as none has the folder
+    (tmp_path / "30/root/run/multus/dpdk").mkdir(parents=True)
+    assert walk_pod(uid, marked="/run/multus/dpdk", proc=tmp_path) == 30
+    with pytest.raises(DpdkError, match="no process of the pod"):
+        walk_pod("11111111-0000-4000-8000-000000000000", marked="/run", proc=tmp_path)

@@ -140,7 +140,7 @@ async def test_nobody_listens(tmp_path: Path) -> None:
         path = gone.kubeconfig(tmp_path / "kubeconfig")
     async with Api.open(str(path)) as api:
         with pytest.raises(ClusterError) as caught:
-            await api.read(GET, within=0.3)
+            await api.read(GET, within=1)
     assert caught.value.retry and "is the API server up" in caught.value.hint
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multus.kube.claims import AllocatedDevice, Claim, Slice, SliceDevice, decode_claim, decode_slices
+from multus.kube.limits import Limits
 from multus.kube.objects import (
     DEFAULT_NETWORK,
     NAD,
@@ -116,6 +117,24 @@ def test_claims_named_in_the_spec_and_made_from_templates() -> None:
     assert read.extended == ExtendedClaim(
         claim="web-extended", mappings=(RequestMapping(container="a", resource="x.com/nic", request="r0"),)
     )
+
+
+def test_limits_of_containers_that_ask_for_hugepages_or_devices() -> None:
+    read = pod(
+        spec={
+            "initContainers": [{"name": "i", "resources": {"limits": {"memory": "1Gi"}}}],
+            "containers": [
+                {
+                    "name": "fw",
+                    "resources": {"limits": {"hugepages-2Mi": "512Mi", "x.com/nic": 1}},
+                    "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+                },
+                {"name": "odd", "resources": {"limits": "none"}, "securityContext": []},
+                {"name": "web"},
+            ],
+        }
+    )
+    assert read.limits == (Limits(container="fw", amounts={"hugepages-2Mi": "512Mi", "x.com/nic": "1"}, locks=True),)
 
 
 def test_nad() -> None:

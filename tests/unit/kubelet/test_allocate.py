@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.kubelet import plugin
 from devices.kubelet.allocate import (
     Device,
     Grant,
@@ -18,6 +19,7 @@ from devices.kubelet.allocate import (
     environment,
     environment_name,
     info_name,
+    mounts,
     preferred,
 )
 from devices.linux.nodes import Nodes, read_nodes
@@ -44,6 +46,23 @@ def test_environment_is_in_the_order_of_attachment() -> None:
     assert json.loads(told["PCIDEVICE_INTEL_COM_NET_INFO"]) == {
         id_: {"generic": {"deviceID": id_}} for id_ in (A, B, C)
     }
+
+
+def test_files_for_dpdk_are_mounted_and_named() -> None:
+    grants = [Grant(id=B, ports=f"/info/dpdk/{B}"), Grant(id=A), Grant(id=C, ports=f"/info/dpdk/{C}")]
+    told = environment("intel.com/vfw", grants)
+    assert told["PCIDEVICE_INTEL_COM_VFW"] == f"{A},{B},{C}"
+    assert told["MULTUS_DPDK_INTEL_COM_VFW"] == f"/run/multus/dpdk/{B}"
+    assert mounts(grants) == tuple(
+        Spec(host=f"/info/dpdk/{each}", container=f"/run/multus/dpdk/{each}") for each in (B, C)
+    )
+    assert "MULTUS_DPDK_INTEL_COM_VFW" not in environment("intel.com/vfw", [Grant(id=A)])
+    assert mounts([Grant(id=A)]) == ()
+    answer = plugin._answer("intel.com/vfw", grants)
+    assert dict(answer.envs) == told
+    assert [(each.host_path, each.container_path, each.read_only) for each in answer.mounts] == [
+        (f"/info/dpdk/{each}", f"/run/multus/dpdk/{each}", True) for each in (B, C)
+    ]
 
 
 INFORMATION: list[tuple[Grant, dict[str, object], list[Spec]]] = [

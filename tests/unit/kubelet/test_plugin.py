@@ -1,8 +1,10 @@
 """A pool at a fake kubelet that speaks the real protocol: registration, lists, allocation, and what goes wrong."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from devices.kubelet.allocate import Device, Grant
 from devices.kubelet.api import deviceplugin_pb2 as api
 from devices.kubelet.registration import Kubelet
 from devices.kubelet.service import Pace
-from devices.kubelet.sockets import socket_name
+from devices.kubelet.sockets import Rival, socket_name
 from devices.linux.nodes import Nodes
 from devices.offers import Offer
 from tests.fake_kubelet import FakeKubelet
@@ -294,3 +296,85 @@ def test_socket_names_fit_an_address(length: int, plain: bool) -> None:
     assert len(names) == 2
     assert all(len(f"{directory}/{name}") <= 107 for name in names)
     assert (f"{'x' * length}.com_a.sock" in names) is plain
+
+
+# another plugin of the same resource
+
+_PLUGIN = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(sys.argv[1])
+    server.listen()
+    print("listens", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def stranger(path: Path) -> Iterator[int]:
+    """Another program that listens there, as upstream's device plugin does; its pid."""
+    path.unlink(missing_ok=True)
+    command = [sys.executable, "-c", _PLUGIN, path.name]
+    with subprocess.Popen(command, cwd=path.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listens\n"
+        yield process.pid
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("folder", ["device-plugins", "plugins_registry"])
+async def test_a_resource_is_not_fought_for(tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str) -> None:
+    pool = offer(Device(id=A))
+    async with FakeKubelet(tmp_path) as kubelet:
+        path = tmp_path / folder / "intel.com_sriov.sock"
+        path.parent.mkdir(exist_ok=True)
+        with stranger(path) as pid:
+            there = path.stat().st_ino
+            async with serving(tmp_path, pool, mode="register") as client:
+                await failures(pool, 3)
+                assert (kubelet.registered, path.stat().st_ino) == ([], there)
+                assert client.services[VF].rival == Rival(path=path, pid=pid)
+                assert caplog.text.count("another device plugin serves intel.com/sriov on") == 1
+                assert "(python" in caplog.text
+                assert f"{pid})" in caplog.text
+        assert path.stat().st_ino == there
+
+
+async def test_a_resource_that_another_takes_is_left_to_it_until_it_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = offer(Device(id=A))
+    caplog.set_level("INFO")
+    async with FakeKubelet(tmp_path) as kubelet, serving(tmp_path, pool) as client:
+        path = tmp_path / "device-plugins" / (await registered(kubelet)).endpoint
+        kubelet.registered.clear()
+        with stranger(path) as pid:
+            await failures(pool, 1)
+            rival = client.services[VF].rival
+            assert (rival, client.services[VF].path) == (Rival(path=path, pid=pid), None)
+            assert kubelet.registered == []
+        # It was killed: its socket is still there, and nobody listens.
+        async with kubelet.follow(await registered(kubelet)) as follower:
+            await follower.until(lambda heard: heard.health == {A: "Healthy"})
+        assert client.services[VF].rival is None
+    assert "nobody else serves it any more" in caplog.text
+
+
+async def test_plugins_of_other_resources_are_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pool = offer(Device(id=A))
+    async with FakeKubelet(tmp_path) as kubelet, serving(tmp_path, pool):
+        await registered(kubelet)
+        folder = tmp_path / "device-plugins"
+        with stranger(folder / "intel.com_vfs.sock"), stranger(folder / "nvidia.com_gpu.sock"):
+            (folder / "intel.com_dead.sock").touch()
+            (folder / "x").touch()
+            with anyio.fail_after(10):
+                while "another device plugin is at work" not in caplog.text:
+                    await anyio.sleep(0.01)
+            (folder / "y").touch()
+            await anyio.sleep(0.1)
+    assert caplog.text.count("another device plugin is at work") == 1
+    assert "intel.com_vfs.sock" in caplog.text
+    assert "nvidia.com_gpu.sock" not in caplog.text
+    assert "intel.com_dead.sock" not in caplog.text

@@ -3,11 +3,19 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.vm.guest.hardware import Emulator, Hardware, Heard, Records, Space, until
+from tests.vm.guest.hardware import Card, Emulator, Hardware, Heard, Records, Space, until
+
+if TYPE_CHECKING:
+    from tests.vm.guest.attached import Pair
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`python -m tests.vm.lane tests/vm/guest/test_drills.py --rounds 50` takes its time."""
+    parser.addoption("--rounds", type=int, default=8, help="how often each of 14 VFs is attached and detached")
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +31,21 @@ def hardware(links_up: None) -> Iterator[Hardware]:
     until(lambda: all(card.carrier for card in made.cards), "carriers")
     yield made
     made.restore()
+
+
+@pytest.fixture(scope="module")
+def pair(links_up: None) -> Iterator["Pair"]:
+    """Two VFs that the tests of a file have one after the other."""
+    from tests.vm.guest.attached import Pair
+
+    yield Pair()
+    Hardware().restore()
+
+
+@pytest.fixture
+def card(pair: "Pair") -> Card:
+    """A card with two VFs, as they were at first."""
+    return pair.clean()
 
 
 @pytest.fixture
@@ -73,3 +96,16 @@ def qemu() -> Iterator[Emulator]:
 def records() -> Records:
     """An empty store."""
     return Records()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that have an outcome already, from before the machine fell silent, are not run again."""
+    known = set(Path(".without").read_text().splitlines())
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in known])
+    items[:] = [item for item in items if item.nodeid not in known]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told at once: the machine may fall silent before pytest comes to tell of it."""
+    if report.failed:
+        print("", *report.longreprtext.splitlines()[-80:], sep="\n", flush=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -10,15 +9,16 @@ from devices import guard, inventory, pools
 from devices.errors import DeviceError
 from devices.inventory import PF, VF, Inventory
 from devices.linux import netns, vfs
+from devices.linux.pci import SYSFS
 from devices.linux.sysfs import Sysfs
 from devices.linux.vfs import NO_MAC, VFState
-from devices.pool_file import read_config
-from multus.cni.result import parse_result
+from multus.byhand_asks import Placed
+from multus.cli import asking, vf_uses
+from multus.cli.places import Places, read_pools
+from multus.device_ids import device_ids
 from multus.errors import MultusError
 from multus.journal import JournalError, read_journal
 from multus.sandbox import Attachment, Sandbox
-
-SYSFS: Final = Path("/sys")
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,12 +32,16 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything at one moment, by PCI address. `notes` say what could not be found out."""
+    """Everything at one moment, by PCI address. `sick` has the reason why a pool's device is not healthy, `owners`
+    those that devices were given to on this node; `notes` say what could not be found out.
+    """
 
     inventory: Inventory
     states: Mapping[str, VFState] = {}
     pools: Mapping[str, str] = {}
+    sick: Mapping[str, str] = {}
     holders: Mapping[str, tuple[Holder, ...]] = {}
+    owners: Mapping[str, str] = {}
     notes: tuple[str, ...] = ()
 
     def mac(self, device: PF | VF) -> str:
@@ -47,9 +51,12 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
         return administrative if administrative and administrative != NO_MAC else device.mac
 
 
-def collect(*, sysfs: Path, journal: Path, config: Path) -> View:
-    """Look at the hardware, and read the files that say more about it. What cannot be read becomes a note. Blocks."""
+def collect(where: Places) -> View:
+    """Look at the hardware, and at what says more about it: the daemon where one runs, else the files that it would
+    read. What cannot be had becomes a note. Blocks.
+    """
     notes: list[str] = []
+    sysfs = where.sysfs
     records = Sysfs(sysfs).read()
     reasons: Mapping[str, str] = {}
     states: Mapping[str, VFState] = {}
@@ -61,11 +68,14 @@ def collect(*, sysfs: Path, journal: Path, config: Path) -> View:
     found = inventory.build(records, guarded=guard.devices(records, reasons))
     if sysfs == SYSFS:
         states = _states(found, notes)
+    placed = _placed(found, where, notes)
     return View(
         inventory=found,
         states=states,
-        pools=_pools(found, config, notes),
-        holders=_holders(journal, notes),
+        pools={bdf: each.resource for bdf, each in placed.items()},
+        sick={bdf: each.reason for bdf, each in placed.items() if each.reason},
+        holders=_holders(where.journal, notes),
+        owners=_owners(where.journal, notes),
         notes=tuple(notes),
     )
 
@@ -89,15 +99,30 @@ def _states(found: Inventory, notes: list[str]) -> dict[str, VFState]:
     return states
 
 
-def _pools(found: Inventory, config: Path, notes: list[str]) -> dict[str, str]:
-    if not config.exists():
-        return {}
+def _placed(found: Inventory, where: Places, notes: list[str]) -> Mapping[str, Placed]:
+    """Pools and health by address: the running daemon's, which remembers what the files cannot say."""
+    if where.ask and not where.told:
+        try:
+            told = asking.placed(where.socket)
+        except MultusError as error:
+            notes.append(f"pools are those of the files, as the daemon does not tell: {error}")
+        else:
+            if told is not None:
+                return told
     try:
-        assigned = pools.assign(found, read_config(config))
-    except DeviceError as error:
+        assigned = pools.assign(found, read_pools(where, found))
+    except (DeviceError, MultusError) as error:
         notes.append(f"no pools: {error}")
         return {}
-    return {bdf: member.resource for bdf, member in assigned.by_bdf.items()}
+    return {bdf: Placed(resource=each.resource, reason=each.reason) for bdf, each in assigned.by_bdf.items()}
+
+
+def _owners(journal: Path, notes: list[str]) -> dict[str, str]:
+    try:
+        return vf_uses.allocated(journal)
+    except MultusError as error:
+        notes.append(f"what was given out is not known: {error.message}")
+        return {}
 
 
 def _holders(journal: Path, notes: list[str]) -> dict[str, tuple[Holder, ...]]:
@@ -111,19 +136,9 @@ def _holders(journal: Path, notes: list[str]) -> dict[str, tuple[Holder, ...]]:
     holders: dict[str, tuple[Holder, ...]] = {}
     for sandbox in sandboxes:
         for item in sandbox.attachments:
-            for address in {item.device_id, *_reported(item)} - {""}:
+            for address in device_ids(item):
                 holders[address] = (*holders.get(address, ()), _holder(sandbox, item))
     return holders
-
-
-def _reported(item: Attachment) -> set[str]:
-    """PCI addresses in the attachment's result: a network may name its device itself, without a resource."""
-    if item.result is None:
-        return set()
-    try:
-        return {each.pci_id for each in parse_result(item.result, where="journal").interfaces if each.pci_id}
-    except MultusError:
-        return set()
 
 
 def _holder(sandbox: Sandbox, item: Attachment) -> Holder:
