@@ -153,12 +153,21 @@ def _as_it_was(kernel: Kernel, netdev: Netdev, original: Netdev) -> None:
 
 
 def _rename(kernel: Kernel, netdev: Netdev, name: str) -> None:
-    others = [each for each in kernel.netdevs(HOST) if each.index != netdev.index]
-    if name in _names(others):
-        return  # somebody else has it now: nothing on the host may lose its name for this
-    if name in netdev.altnames:
-        kernel.drop_altname(HOST, netdev.index, name)
-    kernel.change(HOST, netdev.index, Change(name=name))
+    for attempt in range(TRIES):
+        found = {each.index: each for each in kernel.netdevs(HOST)}
+        now = found.pop(netdev.index, netdev)
+        if name in _names(list(found.values())):
+            return  # somebody else has it now: nothing on the host may lose its name for this
+        if name in now.altnames:
+            kernel.drop_altname(HOST, netdev.index, name)
+        try:
+            kernel.change(HOST, netdev.index, Change(name=name))
+        except KernelError as error:
+            # udev, which sees the interface come back, may have given it the name as an alternative one since.
+            if error.code != errno.EEXIST or attempt + 1 == TRIES:
+                raise
+        else:
+            return
 
 
 def _give_altname(kernel: Kernel, index: int, altname: str) -> None:

@@ -524,6 +524,27 @@ async def test_del_when_the_namespace_is_gone(node: Node, netns: str) -> None:
     assert node.kernel.snapshot() == before
 
 
+async def test_udev_may_give_the_name_as_an_alternative_one_meanwhile(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel brings the interface back from a namespace that is gone, and udev sees it come as we do."""
+    before = node.kernel.snapshot()
+    await node.add()
+    node.kernel.end_space(POD)
+    change = node.kernel.change
+
+    def changed(netns: str, index: int, wanted: Change) -> None:
+        if wanted.name and wanted.name not in node.kernel.spaces[""][10].altnames:
+            monkeypatch.setattr(node.kernel, "change", change)
+            node.kernel.add_altname("", 10, wanted.name)
+        change(netns, index, wanted)
+
+    monkeypatch.setattr(node.kernel, "change", changed)
+    await node.delete()
+    assert node.kernel.change == change
+    assert node.kernel.snapshot() == before
+
+
 async def test_del_waits_for_the_kernel_to_bring_the_interface_back(node: Node) -> None:
     before = node.kernel.snapshot()
     await node.add(**EVERYTHING)
