@@ -202,13 +202,17 @@ def join_bridge(connection: socket.socket, index: int, bridge: int, *, hairpin: 
         rtnetlink.change(connection, rtnetlink.SETLINK, 0, body, f"failed to setup hairpin mode for interface {index}")
 
 
-def addresses(connection: socket.socket, index: int) -> list[str]:
-    """The interface's addresses in CIDR form.
+def addresses(connection: socket.socket, index: int, version: int = 0) -> list[str]:
+    """The interface's addresses in CIDR form, of IP version 4 or 6, or of both.
+
+    The kernel lists those of every interface. A node with many pods has a link-local one for each of them: to ask for
+    version 4 alone is to be spared these.
 
     :raises KernelError: the kernel did not list them.
     """
     found = []
-    for message in rtnetlink.dump(connection, rtnetlink.GETADDR, bytes(_ADDR.size), _ADDR.size):
+    family = {0: socket.AF_UNSPEC, 4: socket.AF_INET, 6: socket.AF_INET6}[version]
+    for message in rtnetlink.dump(connection, rtnetlink.GETADDR, _ADDR.pack(family, 0, 0, 0, 0), _ADDR.size):
         _, length, _, _, owner = _ADDR.unpack(message.body)
         packed = message.attributes.get(_ADDR_LOCAL) or message.attributes.get(_ADDR_ADDRESS)
         if owner == index and packed is not None:
@@ -280,16 +284,18 @@ def is_settling(connection: socket.socket, index: int) -> bool:
     return False
 
 
-def set_sysctl(name: str, value: str) -> None:
-    """Set a value below /proc/sys/net, of the calling thread's namespace.
+def set_sysctl(name: str, value: str, root: str = "") -> None:
+    """Set a value below /proc/sys/net, of the calling thread's namespace, as it is mounted under a root directory.
+
+    A container's own is read-only, as a rule; the host's is not.
 
     :raises KernelError: there is no such value, or it cannot be set.
     """
     try:
-        with open(f"/proc/sys/net/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (a Path costs more than the call)
+        with open(f"{root}/proc/sys/net/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (a Path costs more than the call)
             held = file.read(64)
         if held.strip() != value.encode():
-            with open(f"/proc/sys/net/{name}", "wb", buffering=0) as file:  # noqa: PTH123
+            with open(f"{root}/proc/sys/net/{name}", "wb", buffering=0) as file:  # noqa: PTH123
                 file.write(value.encode())
     except OSError as error:
         raise KernelError(f"sysctl {name}", error.errno or 0, error.strerror or str(error)) from None

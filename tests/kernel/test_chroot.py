@@ -1,14 +1,18 @@
 """Plugins of a host whose root directory is mounted into the daemon's container (chrootDir)."""
 
+import json
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import pytest
 
+from multus.cli.box import Box
 from multus.cni.errors import Code
 from multus.cni.request import Command
 from multus.delegates.plugin import Call, PluginError, Runner
@@ -98,3 +102,32 @@ async def test_a_root_that_is_none(tmp_path: Path, kind: str) -> None:
 async def test_a_failed_plugin_there(root: Path) -> None:
     with pytest.raises(PluginError, match="error parsing its diagnostic message 'inside / net1'"):
         await Runner(chroot=str(root), timeout=lambda: 30.0)("x", _call(Command.DEL))
+
+
+async def test_what_is_done_in_the_daemon_reaches_the_host_s_sysctls(
+    make_box: Callable[..., Box], tmp_path: Path
+) -> None:
+    """A container's own /proc/sys is read-only. No plugin is there to be executed instead."""
+    hostroot = tmp_path / "hostroot"
+    hostroot.mkdir()
+    nothing = tmp_path / "bin"
+    nothing.mkdir()
+    ipam = {"type": "host-local", "subnet": "10.72.0.0/24", "routes": [{"dst": "0.0.0.0/0"}]}
+    bridge = {"cniVersion": "1.0.0", "name": "c", "type": "bridge", "isGateway": True, "ipam": ipam}
+    box = make_box(default=bridge, plugins=nothing, settings={"chrootDir": str(hostroot)})
+    chain = [{"type": "macvlan", "master": "eth0", "ipam": {**ipam, "subnet": "10.73.0.0/24", "routes": []}}]
+    chain.append({"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.rp_filter": "2"}})
+    box.nad("tuned", {"cniVersion": "1.0.0", "plugins": chain})
+    box.host("mount", "--rbind", "/", str(hostroot))
+    box.host("mount", "--bind", "/proc/sys", "/proc/sys")
+    box.host("mount", "-o", "remount,ro,bind", "/proc/sys")
+    box.start()
+    sandbox = box.pod("pod", annotations={"k8s.v1.cni.cncf.io/networks": "tuned"})
+    conf = json.dumps({**json.loads(box.conf()), "daemonSocketDir": str(box.socket_dir)}).encode()
+    call = partial(box.cni, sandbox=sandbox, conf=conf)
+    await anyio.to_thread.run_sync(call, "ADD")
+    assert box.host("cat", f"{hostroot}/proc/sys/net/ipv4/ip_forward") == "1\n"
+    values = sandbox.run("sysctl", "-n", "net.ipv4.conf.net1.arp_notify", "net.ipv4.conf.net1.rp_filter")
+    assert values.split() == ["1", "2"]
+    await anyio.to_thread.run_sync(call, "DEL")
+    assert [each for each in box.leftovers() if each != "interface cni0"] == []

@@ -1,16 +1,19 @@
 """The benchmarks' own arithmetic: what they say of what they measured."""
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.bars import judge
+from benchmarks.compare import measure
 from benchmarks.curves import Point, flat, slopes
 from benchmarks.endurance import Sample, judge_samples
 from benchmarks.phases import split
 from benchmarks.plot import Panel, draw, page
 from benchmarks.rows import Memory, Row, make_row
-from benchmarks.side import Batch
+from benchmarks.side import Batch, CallsFailedError
+from multus.cli.box import Sandbox
 from multus.timeline import Span, Timeline
 
 
@@ -107,3 +110,45 @@ def test_plots_are_documents() -> None:
     ):
         drawn = ElementTree.fromstring(text)
         assert drawn.findall(".//{http://www.w3.org/2000/svg}polyline")
+
+
+class Someone:
+    """A contender whose calls take what they are told to, or fail."""
+
+    def __init__(self, name: str, *, fails: bool = False) -> None:
+        self.name = name
+        self.fails = fails
+        self.did: list[str] = []
+
+    def pods(self, count: int, networks: Sequence[str]) -> list[Sandbox]:
+        self.did.append(f"{count} pods")
+        return []
+
+    def call(self, command: str, sandboxes: Sequence[Sandbox], *, at_a_time: int) -> Batch:
+        self.did.append(command)
+        if self.fails:
+            raise CallsFailedError("3 of 4 failed")
+        return Batch(calls=[0.01], spent=0.01, shim_cpu=0.0)
+
+    def check(self, sandbox: Sandbox, secondaries: int) -> None:
+        """No pod, nothing to see."""
+
+    def remove(self, sandboxes: Sequence[Sandbox]) -> None:
+        self.did.append("remove")
+
+    def clean(self) -> None:
+        self.did.append("clean")
+
+
+def test_one_of_upstream_s_that_fails_has_no_row_and_stops_nobody() -> None:
+    kernel, thin, gave_up = Someone("kernel"), Someone("thin", fails=True), dict[str, str]()
+    rows, _ = measure([kernel, thin], gave_up, networks=2, at_a_time=4, pods=8)
+    assert [each.side for each in rows] == ["kernel"]
+    assert gave_up == {"thin": "2 networks, 4 at a time: 3 of 4 failed"}
+    assert thin.did == ["8 pods", "ADD"]
+    assert kernel.did == ["8 pods", "ADD", "DEL", "remove", "clean"]
+
+
+def test_one_of_ours_that_fails_ends_the_run() -> None:
+    with pytest.raises(CallsFailedError):
+        measure([Someone("programs", fails=True)], {}, networks=0, at_a_time=1, pods=4)

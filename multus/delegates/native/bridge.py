@@ -49,7 +49,9 @@ class Bridge(Kind[BridgeConf, Port]):
 
     def create(self, conf: BridgeConf, call: Call) -> Port | None:
         """As `Kind`."""
-        return bridge_port.create(call, bridge=conf.bridge, mtu=conf.mtu, mac=conf.mac, hairpin=conf.hairpin)
+        return bridge_port.create(
+            call, bridge=conf.bridge, mtu=conf.mtu, mac=conf.mac, hairpin=conf.hairpin, root=self.root
+        )
 
     def adjust(self, conf: BridgeConf, given: Result) -> Result:
         """As `Kind`."""
@@ -57,7 +59,7 @@ class Bridge(Kind[BridgeConf, Port]):
 
     def finish(self, conf: BridgeConf, call: Call, made: Port, given: Result, found: link_changes.Found) -> Result:
         """As `Kind`: when the port carries packets, the bridge is made the gateway."""
-        mac = bridge_port.finish(call, made, given.ips, gateway=conf.gateway)
+        mac = bridge_port.finish(call, made, given.ips, gateway=conf.gateway, root=self.root)
         interfaces = (
             Interface(name=conf.bridge, mac=mac),
             Interface(name=made.name, mac=made.mac),

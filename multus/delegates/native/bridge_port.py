@@ -36,24 +36,25 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     bridge_mac: str
 
 
-def create(call: Call, *, bridge: str, mtu: int, mac: str, hairpin: bool) -> Port | None:
+def create(call: Call, *, bridge: str, mtu: int, mac: str, hairpin: bool, root: str) -> Port | None:
     """Make the pair and connect it, or leave nothing of it; the bridge is made when there is none.
 
-    `mtu` 0 and `mac` "" are the kernel's choice. None when the program has to say what is wrong.
+    `mtu` 0 and `mac` "" are the kernel's choice, `root` is where /proc is. None when the program has to say what is
+    wrong.
 
     :raises DeviceError: the kernel refused.
     """
     if netns.identity(call.netns) is None:
         return None
     with rtnetlink.connect() as connection:
-        found = _prepare(connection, bridge, mtu)
+        found = _prepare(connection, bridge, mtu, root)
         if found is None:
             return None
         name = _make_pair(call, mtu, mac)
         try:
             port = _there(connection, name)
             with suppress(KernelError):
-                link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
+                link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root)
             link_changes.join_bridge(connection, port.index, found.index, hairpin=hairpin)
         except BaseException:
             with suppress(DeviceError):
@@ -62,7 +63,7 @@ def create(call: Call, *, bridge: str, mtu: int, mac: str, hairpin: bool) -> Por
     return Port(name=name, mac=port.mac, bridge=bridge, bridge_mac=found.mac)
 
 
-def _prepare(connection: socket.socket, name: str, mtu: int) -> link_changes.Found | None:
+def _prepare(connection: socket.socket, name: str, mtu: int, root: str) -> link_changes.Found | None:
     """See to the bridge; None when there is something else of that name."""
     bridge = link_changes.find(connection, name)
     if bridge is None:
@@ -71,7 +72,7 @@ def _prepare(connection: socket.socket, name: str, mtu: int) -> link_changes.Fou
     if bridge is None or bridge.kind != "bridge":
         return None
     with suppress(KernelError):
-        link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
+        link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root)
     if not bridge.up:
         netdevs.change(connection, bridge.index, netdevs.Change(up=True))
     return bridge
@@ -99,7 +100,7 @@ def _make_pair(call: Call, mtu: int, mac: str) -> str:
     raise KernelError("failed to make veth pair", errno.EEXIST, "failed to find a unique veth name")
 
 
-def finish(call: Call, port: Port, ips: Sequence[IP], *, gateway: bool) -> str:
+def finish(call: Call, port: Port, ips: Sequence[IP], *, gateway: bool, root: str) -> str:
     """What is to be done when the port carries packets, which it does soon after the pod's end is up; the bridge's MAC.
 
     :raises PluginError: it does not. :raises DeviceError: the kernel refused.
@@ -118,17 +119,17 @@ def finish(call: Call, port: Port, ips: Sequence[IP], *, gateway: bool) -> str:
         for ip in ips:
             _give_gateway(connection, port, bridge, ip)
         if any(":" not in ip.address for ip in ips):
-            link_changes.set_sysctl("ipv4/ip_forward", "1")
+            link_changes.set_sysctl("ipv4/ip_forward", "1", root)
         if any(":" in ip.address for ip in ips):
-            link_changes.set_sysctl("ipv6/conf/all/forwarding", "1")
+            link_changes.set_sysctl("ipv6/conf/all/forwarding", "1", root)
         return _there(connection, port.bridge).mac
 
 
 def _give_gateway(connection: socket.socket, port: Port, bridge: link_changes.Found, ip: IP) -> None:
     """Give the bridge the gateway's address, unless it has it. Another of that network is none that we replace."""
     wanted = ipaddress.ip_interface(f"{ip.gateway}/{ip.address.partition('/')[2]}")
-    held = [ipaddress.ip_interface(each) for each in link_changes.addresses(connection, bridge.index)]
-    family = [each for each in held if each.version == wanted.version]
+    held = link_changes.addresses(connection, bridge.index, wanted.version)
+    family = [ipaddress.ip_interface(each) for each in held]
     if wanted in family:
         return
     if any(wanted.version == 4 or each.ip in wanted.network or wanted.ip in each.network for each in family):

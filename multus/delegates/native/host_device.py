@@ -98,7 +98,7 @@ class HostDevice:
                 answer = await self._ipam(conf.ipam, call)
                 answered = True  # before, it refused: what the container had is not this call's to give back
                 given = addresses(plugin, conf.ipam, answer, call, version=conf.version, interface=0)
-            found = await configure(plugin, call, given, sysctls=())
+            found = await configure(plugin, call, given, sysctls=(), root=self._root)
         except BaseException:
             await self._undo(plugin, conf.ipam if answered else "", call)
             raise

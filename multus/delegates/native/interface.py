@@ -45,13 +45,16 @@ M = TypeVar("M")
 class Kind(ABC, Generic[C, M]):
     """What one plugin does itself: `C` is its configuration, `M` what it knows of an interface that it made.
 
-    Methods block, and raise DeviceError when the kernel refuses.
+    Methods block, and raise DeviceError when the kernel refuses. `root` is the root directory below which /proc is.
     """
 
     position: ClassVar[int] = 0
     """Of the pod's interface among those of the result."""
     sysctls: ClassVar[pod_side.Sysctls] = ()
     """Set when there are addresses."""
+
+    def __init__(self, root: str = "") -> None:
+        self.root = root
 
     @abstractmethod
     def read(self, call: Call) -> C:
@@ -168,7 +171,7 @@ class InterfacePlugin(Generic[C, M]):
     def _configure(self, conf: C, call: Call, made: M, given: Result) -> Result | _Waiting[M]:
         given = self._kind.adjust(conf, given)
         sysctls = self._kind.sysctls if given.ips else ()
-        connection, found = pod_side.bring_up(call, given, sysctls)
+        connection, found = pod_side.bring_up(call, given, sysctls, self._kind.root)
         if pod_side.waits(given):
             return _Waiting(made=made, given=given, found=found, connection=connection)
         connection.close()

@@ -37,12 +37,12 @@ _SETTLE: Final = 10.0  # seconds for IPv6 addresses to prove that they are nobod
 _SETTLE_PAUSE: Final = 0.05
 
 
-async def configure(plugin: str, call: Call, given: Result, *, sysctls: Sysctls) -> link_changes.Found:
+async def configure(plugin: str, call: Call, given: Result, *, sysctls: Sysctls, root: str = "") -> link_changes.Found:
     """Give the pod's interface what the address plugin chose, and set it up; the interface.
 
     :raises PluginError: the kernel refused.
     """
-    connection, found = await do(plugin, call, bring_up, call, given, sysctls)
+    connection, found = await do(plugin, call, bring_up, call, given, sysctls, root)
     if waits(given):
         await settle(plugin, call, connection, found.index, given)
     else:
@@ -88,17 +88,19 @@ async def undo(plugin: str, ipam: Delegate, kind: str, call: Call) -> None:
             logger.warning("plugin %s: interface %s may be left over: %s", plugin, call.ifname, error)
 
 
-def bring_up(call: Call, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+def bring_up(call: Call, given: Result, sysctls: Sysctls, root: str) -> tuple[socket.socket, link_changes.Found]:
     """Give the pod's interface its addresses, set it up, and add routes unless they have to wait (see `waits`).
 
-    A connection that is in the pod, and the interface.
+    A connection that is in the pod, and the interface. `root` is where /proc is.
 
     :raises DeviceError: the kernel refused.
     """
-    return netns.run_in(call.netns, _bring_up_inside, call.ifname, given, sysctls)
+    return netns.run_in(call.netns, _bring_up_inside, call.ifname, given, sysctls, root)
 
 
-def _bring_up_inside(ifname: str, given: Result, sysctls: Sysctls) -> tuple[socket.socket, link_changes.Found]:
+def _bring_up_inside(
+    ifname: str, given: Result, sysctls: Sysctls, root: str
+) -> tuple[socket.socket, link_changes.Found]:
     """In the pod. The socket stays there, for what is left."""
     connection = rtnetlink.connect()
     try:
@@ -107,11 +109,11 @@ def _bring_up_inside(ifname: str, given: Result, sysctls: Sysctls) -> tuple[sock
             raise KernelError(f'failed to lookup "{ifname}"', errno.ENODEV, "Link not found")
         for name, value in sysctls:  # as well as it can be had
             with suppress(KernelError):
-                link_changes.set_sysctl(name.format(ifname), value)
+                link_changes.set_sysctl(name.format(ifname), value, root)
         if any(":" in ip.address for ip in given.ips):
             for name in ("lo", ifname):
                 with suppress(KernelError):
-                    link_changes.set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
+                    link_changes.set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0", root)
         addressing.configure(connection, found.index, [ip.address for ip in given.ips], [])
         netdevs.change(connection, found.index, netdevs.Change(up=True))
         if not waits(given):

@@ -66,7 +66,7 @@ def native_delegates(types: Collection[str], runner: Delegate, *, root: str = ""
     removals = Removals()
     all_of_them: Mapping[str, Delegate] = {
         **ipam.delegates,
-        **{name: InterfacePlugin(kind(), runner, ipam=ipam, removals=removals) for name, kind in _KINDS.items()},
+        **{name: InterfacePlugin(kind(root), runner, ipam=ipam, removals=removals) for name, kind in _KINDS.items()},
         "host-device": HostDevice(runner, ipam=ipam, root=root),
         "tuning": Tuning(runner, root=root),
         **dict.fromkeys(IDLE, Idle(runner)),

@@ -97,7 +97,7 @@ class Tuning:
             return b""
         result = parse_result(conf.previous, where="prevResult", version=conf.version)
         try:
-            if not await anyio.to_thread.run_sync(_tune, conf, call):
+            if not await anyio.to_thread.run_sync(_tune, conf, call, self._root):
                 return await self._runner(plugin, call)  # nothing is changed yet that it would not change
         except KernelError as error:
             said = os.strerror(error.code).lower()  # as the program says it, and nothing else
@@ -153,21 +153,21 @@ def _sysctls(data: msgspec.Raw, ifname: str) -> list[tuple[str, str]]:
     return found
 
 
-def _tune(conf: TuningConf, call: Call) -> bool:
+def _tune(conf: TuningConf, call: Call, root: str) -> bool:
     """Carry it out; False when a sysctl or the interface cannot be had, of which the program tells in its own words.
 
     :raises KernelError: a change was refused after others were made.
     """
     try:
-        return netns.run_in(call.netns, _tune_inside, conf, call.ifname)
+        return netns.run_in(call.netns, _tune_inside, conf, call.ifname, root)
     except NamespaceError:
         return False
 
 
-def _tune_inside(conf: TuningConf, ifname: str) -> bool:
+def _tune_inside(conf: TuningConf, ifname: str, root: str) -> bool:
     for name, value in conf.sysctls:
         try:
-            with open(f"/proc/sys/net/{name}", "wb", buffering=0) as file:  # noqa: PTH123 (as in link_changes)
+            with open(f"{root}/proc/sys/net/{name}", "wb", buffering=0) as file:  # noqa: PTH123 (as in link_changes)
                 file.write(value.encode())
         except (OSError, ValueError):
             return False
