@@ -69,7 +69,8 @@ def call(
     }
     begin = time.perf_counter()
     try:
-        done = subprocess.run([*enter, str(shim)], input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
+        line = [*enter, str(shim)]
+        done = subprocess.run(line, input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeFailure(f"cannot run {shim}: {error}", hint="is it there? multusctl install, or --shim") from None
     seconds = time.perf_counter() - begin

@@ -114,8 +114,9 @@ def _take_next(store: Store, ranges: RangeSet, index: int, call: Call) -> tuple[
 
 
 def _release(pool: Pool, call: Call) -> None:
+    known = pool.given if len(pool.given) == len(pool.sets) else ()
     with locked(pool.data_dir, pool.name) as store:
-        store.release(call.container_id, call.ifname)
+        store.release(call.container_id, call.ifname, known=known)
 
 
 def _parsed(text: str) -> Address | None:

@@ -16,7 +16,7 @@ from multus.delegates.plugin import Call
 
 T = TypeVar("T")
 
-_KNOWN: Final = ("cniVersion", "name", "ipam", "runtimeConfig", "args")
+_KNOWN: Final = ("cniVersion", "name", "ipam", "runtimeConfig", "args", "prevResult")
 _DATA_DIR: Final = "/var/lib/cni/networks"
 
 
@@ -60,7 +60,7 @@ RangeSet = tuple[Range, ...]
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """A `host-local` configuration. `requested` are addresses that were asked for."""
+    """A `host-local` configuration. `requested` are addresses that were asked for, `given` those of its own result."""
 
     version: str
     name: str
@@ -69,6 +69,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     sets: tuple[RangeSet, ...]
     routes: tuple[Route, ...]
     requested: tuple[Address, ...]
+    given: tuple[str, ...] = ()
 
 
 def read_pool(call: Call) -> Pool:
@@ -100,6 +101,7 @@ def read_pool(call: Call) -> Pool:
         sets=sets,
         routes=reading.routes(ipam.routes),
         requested=_requested(found, reading.arguments(call.args)),
+        given=_given(found),
     )
 
 
@@ -175,6 +177,23 @@ def _overlap(one: RangeSet, other: RangeSet) -> bool:
 
 def _pairs(items: Sequence[T]) -> Iterator[tuple[T, T]]:
     return ((one, other) for i, one in enumerate(items) for other in items[i + 1 :])
+
+
+class _IP(msgspec.Struct, frozen=True):
+    address: str = ""
+
+
+class _Result(msgspec.Struct, frozen=True):
+    ips: tuple[_IP, ...] = ()
+
+
+def _given(found: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
+    """What an ADD gave, as far as it is told: nothing that is needed."""
+    try:
+        told = msgspec.json.decode(found.get("prevResult", msgspec.Raw(b"{}")), type=_Result)
+        return tuple(str(ipaddress.ip_interface(each.address).ip) for each in told.ips)
+    except (ValueError, RecursionError):
+        return ()
 
 
 def _requested(found: Mapping[str, msgspec.Raw], given: Mapping[str, str]) -> tuple[Address, ...]:

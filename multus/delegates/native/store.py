@@ -8,10 +8,10 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from multus.cni.errors import CNIError, Code
 
@@ -20,6 +20,8 @@ _PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 _LAST: Final = "last_reserved_ip."
 _NO_TMPFILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
 _LIMIT: Final = 4096  # bytes that are read of a file
+_SETTLED: Final = 50_000_000  # nanoseconds: two of the kernel's file times that are further apart cannot be equal
+_DIRECTORIES: Final = 256  # whose files are remembered
 
 
 class Store:
@@ -69,16 +71,27 @@ class Store:
         with suppress(FileNotFoundError):
             os.unlink(f"{self._directory}/{address}")  # noqa: PTH108
 
-    def release(self, container_id: str, ifname: str) -> None:
-        """Let go of all that the interface has; files that cannot be removed are left, as the program does."""
+    def release(self, container_id: str, ifname: str, *, known: Sequence[str] = ()) -> None:
+        """Let go of all that the interface has; files that cannot be removed are left, as the program does.
+
+        `known` are all its addresses, where those are known: if it has them, no others are looked for.
+        """
         exact, coarse = _owners(container_id, ifname)
-        found = list(self._files())
+        paths = [f"{self._directory}/{address}" for address in known]
+        if paths and all((_read(path) or b"").strip() == exact for path in paths):
+            for path in paths:
+                with suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108
+            return
+        found = self._files()
         mine = [path for path, content in found if content == exact]
         for path in mine or [path for path, content in found if content == coarse]:
             with suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
 
-    def _files(self) -> Iterator[tuple[str, bytes]]:
+    def _files(self) -> list[tuple[str, bytes]]:
+        if len(_seen) > _DIRECTORIES:
+            _seen.clear()
         return _walk(self._directory)
 
     def _link(self, path: str, content: bytes) -> bool:
@@ -158,19 +171,47 @@ def _create(path: str, content: bytes) -> bool:
     return True
 
 
-def _walk(directory: str) -> Iterator[tuple[str, bytes]]:
+class _Seen(NamedTuple):
+    """A file as it was read. Whatever is made under its name later has another inode or a later ctime."""
+
+    inode: int
+    ctime: int
+    content: bytes
+
+
+_seen: dict[str, dict[str, _Seen]] = {}  # by directory and path: reading a file takes ten times as long as a look at it
+
+
+def _walk(directory: str) -> list[tuple[str, bytes]]:
     """Every file below the directory, with its content; those that cannot be read are left out."""
     try:
         entries = list(os.scandir(directory))
     except OSError:
-        return
+        return []
+    found: list[tuple[str, bytes]] = []
+    before, now = _seen.get(directory, {}), {}
+    settled = time.time_ns() - _SETTLED
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path)
-        elif entry.name != "lock" and not entry.name.startswith(_LAST):
-            content = _read(entry.path)
-            if content is not None:
-                yield entry.path, content.strip()
+            found += _walk(entry.path)
+        elif entry.name != "lock" and not entry.name.startswith(_LAST) and (seen := _look(entry, before)) is not None:
+            found.append((entry.path, seen.content))
+            if seen.ctime < settled:
+                now[entry.path] = seen
+    _seen[directory] = now
+    return found
+
+
+def _look(entry: "os.DirEntry[str]", before: dict[str, _Seen]) -> _Seen | None:
+    try:
+        info = entry.stat()
+    except OSError:
+        return None
+    seen = before.get(entry.path)
+    if seen is not None and (seen.inode, seen.ctime) == (info.st_ino, info.st_ctime_ns):
+        return seen
+    content = _read(entry.path)
+    return None if content is None else _Seen(info.st_ino, info.st_ctime_ns, content.strip())
 
 
 def _read(path: str) -> bytes | None:

@@ -8,6 +8,7 @@ import ipaddress
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,50 @@ def test_dns_is_always_printed() -> None:
     assert json.loads(printed(Result(), "1.0.0")) == {"cniVersion": "1.0.0", "dns": {}}
     assert json.loads(printed(Result(dns=DNS(domain="d")), "1.0.0"))["dns"] == {"domain": "d"}
     assert json.loads(printed(Result(), "0.4.0"))["dns"] == {}
+
+
+def test_a_file_that_was_made_anew_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at once, under the same name, of the same length, and with the inode that has just become free."""
+    directory = tmp_path / "net"
+    read: list[str] = []
+    reading = store._read
+
+    def noted(path: str) -> bytes | None:
+        read.append(path)
+        return reading(path)
+
+    monkeypatch.setattr(store, "_read", noted)
+    with locked(str(tmp_path), "net") as held:
+        assert held.reserve("10.1.0.2", "c1", "net1") and held.reserve("10.1.0.3", "c2", "net1")
+        assert held.held("c1", "net1") == ["10.1.0.2"]
+        for number in range(200):
+            (directory / "10.1.0.2").unlink()
+            assert held.reserve("10.1.0.2", f"d{number % 10}", "net1")
+            assert held.held(f"d{number % 10}", "net1") == ["10.1.0.2"]
+        time.sleep(0.1)
+        assert len(held.held("d9", "net1")) == 1  # by now it is old enough to be remembered
+        read.clear()
+        assert len(held.held("d9", "net1")) == 1 and read == []
+        (directory / "10.1.0.2").unlink()
+        assert held.reserve("10.1.0.2", "e9", "net1") and held.held("d9", "net1") == []
+        assert read == [f"{directory}/10.1.0.2"]
+
+
+def test_addresses_that_are_known_are_released_without_a_look_at_the_others(tmp_path: Path) -> None:
+    with locked(str(tmp_path), "net") as held:
+        for address, owner in (("10.1.0.2", "c1"), ("fd00::2", "c1"), ("10.1.0.3", "c2"), ("10.1.0.4", "c1")):
+            assert held.reserve(address, owner, "net1")
+        held.release("c1", "net1", known=["10.1.0.2", "fd00::2"])
+        assert held.held("c1", "net1") == ["10.1.0.4"]  # which the caller says it does not have
+        held.release("c1", "net1", known=["10.1.0.3"])  # somebody else's: all are looked for
+        assert held.held("c1", "net1") == [] and held.held("c2", "net1") == ["10.1.0.3"]
+
+
+def test_what_an_add_gave_is_told_by_its_result() -> None:
+    body = {**host_local_conf(**RANGE), "prevResult": {"ips": [{"address": "10.1.0.9/24"}, {"address": "FD00::9/64"}]}}
+    assert read_pool(call(body)).given == ("10.1.0.9", "fd00::9")
+    for odd in ({"ips": [{"address": "x"}]}, {"ips": 5}, "x", None):
+        assert read_pool(call({**body, "prevResult": odd})).given == ()
 
 
 @pytest.mark.parametrize("nameless", [True, False])
