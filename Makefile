@@ -29,7 +29,7 @@ $(STAMP): Makefile constraints.txt pyproject.toml hatch_build.py multus/shim/mul
 demo: setup ## the walk-through: real plugins, real namespaces, everything given back
 	@$(BIN)/multusctl demo
 
-test: check test-unit test-kernel ## what every change has to pass: 5 minutes; test-vm and test-cluster take longer
+test: check test-unit test-kernel test-vm test-cluster ## all: what a machine cannot run is skipped, counted, and it is said why
 
 test-unit: setup ## no root needed, no network
 	@$(BIN)/pytest tests/unit

@@ -1,52 +1,39 @@
 """A real Kubernetes of one node: etcd, API server, controllers, scheduler, containerd and kubelet on a `Node`."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from tests.cluster import binaries, image
+from tests.cluster import binaries, flannel, image
+from tests.cluster.control import API, NODE_NAME, Control
 from tests.cluster.node import Node, NodeError
-from tests.cluster.pki import Pki
 
-NODE_NAME: Final = "node1"
-_NODE_IP: Final = "10.200.0.1"
-_SERVICE_IP: Final = "10.96.0.1"
-_SERVICES: Final = "10.96.0.0/16"
-_API: Final = "https://127.0.0.1:6443"
 PAUSE: Final = "localhost/pause:1"
 BUSYBOX: Final = "localhost/busybox:1"
-# What stands for Flannel: it, too, makes a bridge with host-local addresses on each node, under this file name.
-DEFAULT_NETWORK: Final = {
-    "cniVersion": "1.0.0",
-    "name": "cbr0",
-    "plugins": [
-        {
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": True,
-            "hairpinMode": True,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": "10.244.0.0/24"}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-            },
-        },
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ],
-}
-BRIDGES: Final = ("cni0", "second0")  # which plugins make for the first pod, and leave
+TOOLS: Final = "localhost/tools:1"  # iproute2 as well
+SECOND: Final = "second0"  # the bridge of the tests' further network
+_STAY: Final = ("lo", "eth0", "wire0", SECOND, *flannel.LINKS)  # interfaces that a node without pods may have
+_GIVEN_IMAGE: Final = os.environ.get("MULTUS_CLUSTER_IMAGE", "")
+"""The archive of an image of deploy/Containerfile, made by a builder; without one the lane makes its own."""
+_IPROUTE: Final = (
+    *("iproute2", "libbpf1", "libbsd0", "libcap2", "libelf1", "libmd0", "libmnl0", "zlib1g", "libzstd1"),
+    *("libselinux1", "libpcre2-8-0", "libxtables12"),
+)
+_MULTUSCTL: Final = (sys.executable, "-m", "multus.cli")
 _DEBIAN: Final = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "etcd", "iptables", "openssl", "apt-get")
 
 
 def absent() -> list[str]:
     """Debian's programs that this machine lacks."""
-    return [name for name in _DEBIAN if shutil.which(name) is None]
+    return [name for name in (*_DEBIAN, "busybox") if shutil.which(name) is None]
 
 
 class Cluster:
@@ -54,9 +41,11 @@ class Cluster:
 
     def __init__(self, directory: Path) -> None:
         self._bin = binaries.directory()
-        env = {"PATH": f"{self._bin}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        path = f"{self._bin}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+        env = {"PATH": path, "HOME": str(directory), "PYTHONPATH": str(image.ROOT)}
         self.node = Node(directory, name=NODE_NAME, env=env)
         self.directory = directory
+        self._deployed = False
 
     def __enter__(self) -> "Cluster":
         self.node.__enter__()
@@ -72,12 +61,12 @@ class Cluster:
 
     def kubectl(self, *arguments: str, stdin: str = "", check: bool = True, seconds: float = 60.0) -> str:
         """kubectl as the administrator; its output."""
-        config = f"--kubeconfig={self._pki('admin.kubeconfig')}"
+        config = f"--kubeconfig={self.control.pki('admin.kubeconfig')}"
         return self.node.run(str(self._bin / "kubectl"), config, *arguments, stdin=stdin, check=check, seconds=seconds)
 
     def as_token(self, token: str, *arguments: str, stdin: str = "") -> str:
         """kubectl as whoever the token is of; its output."""
-        who = (f"--server={_API}", f"--certificate-authority={self._pki('ca.crt')}", f"--token={token}")
+        who = (f"--server={API}", f"--certificate-authority={self.control.pki('ca.crt')}", f"--token={token}")
         return self.node.run(str(self._bin / "kubectl"), "--kubeconfig=/dev/null", *who, *arguments, stdin=stdin)
 
     def patch_status(self, token: str, pod: str, change: object) -> str:
@@ -85,14 +74,9 @@ class Cluster:
 
         :raises NodeError: it refuses.
         """
-        path = f"{_API}/api/v1/namespaces/default/pods/{pod}/status"
-        arguments = [path, self._pki("ca.crt"), token, json.dumps(change)]
+        path = f"{API}/api/v1/namespaces/default/pods/{pod}/status"
+        arguments = [path, self.control.pki("ca.crt"), token, json.dumps(change)]
         return self.node.run(sys.executable, "-c", _PATCH, *arguments)
-
-    def restart_api(self) -> None:
-        """The API server, after it was stopped."""
-        self._start_api_server()
-        self.wait_for_api()
 
     def apply(self, *objects: Mapping[str, Any]) -> None:
         """kubectl apply of objects."""
@@ -117,9 +101,8 @@ class Cluster:
 
     def daemon_log(self, lines: int = 30) -> str:
         """The end of the daemon's log."""
-        return self.kubectl(
-            "-n", "kube-system", "logs", "ds/kube-multus-ds", "--all-containers", f"--tail={lines}", check=False
-        )
+        where = ("-n", "kube-system", "logs", "ds/kube-multus-ds", "--all-containers", f"--tail={lines}")
+        return self.kubectl(*where, check=False)
 
     def exec(self, pod: str, *command: str) -> str:
         """Run a program in a pod; its output."""
@@ -136,13 +119,25 @@ class Cluster:
         text = annotations.get("k8s.v1.cni.cncf.io/network-status")
         return json.loads(text) if text else None
 
-    def delete(self, *pods: str) -> None:
+    def delete(self, *pods: str, seconds: float = 90.0) -> None:
         """Delete pods and wait until they are gone."""
-        self.kubectl("delete", "pod", *pods, "--wait=true", seconds=90)
+        self.kubectl("delete", "pod", *pods, "--wait=true", seconds=seconds)
+
+    def delete_all(self, *, seconds: float = 60.0) -> None:
+        """Delete every pod of the default namespace, and wait until the node has given everything back."""
+        self.kubectl("delete", "pods", "--all", "--wait=true", f"--timeout={seconds:g}s", seconds=seconds + 10)
+        self.node.run("ip", "link", "delete", SECOND, check=False)
+        self.settled()
 
     def bring_default_network(self) -> None:
         """What an administrator does first: a network for every pod of the node."""
-        self.node.run("tee", "/etc/cni/net.d/10-flannel.conflist", stdin=json.dumps(DEFAULT_NETWORK))
+        self.kubectl("apply", "-f", str(flannel.MANIFEST))
+        where = ("-n", "kube-flannel", "rollout", "status", "ds/kube-flannel-ds", "--timeout=60s")
+        try:
+            self.kubectl(*where, seconds=70)
+        except NodeError as error:
+            told = self.kubectl("-n", "kube-flannel", "logs", "ds/kube-flannel-ds", "--all-containers", check=False)
+            raise NodeError(f"{error}\n{told[-4000:]}") from None
 
     def node_ready(self) -> bool:
         """Whether the node is Ready."""
@@ -150,31 +145,33 @@ class Cluster:
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def daemon_pod(self) -> str:
-        """The name of the daemon's pod."""
+        """The name of the daemon's pod: of the new one while an old one goes."""
         pods = self.get("-n", "kube-system", "pods", "-l", "name=multus")["items"]
-        return str(pods[0]["metadata"]["name"])
+        staying = [each["metadata"]["name"] for each in pods if "deletionTimestamp" not in each["metadata"]]
+        return str(staying[0])
+
+    def attachments(self) -> list[dict[str, Any]]:
+        """What the journal holds, read on the node: the API server may be away."""
+        held: list[dict[str, Any]] = json.loads(self.node.run(*_MULTUSCTL, "attachments", "--json"))
+        return held
 
     def leftovers(self) -> list[str]:
         """What is on the node and should not be when no pod has networks: interfaces, addresses, records."""
-        found = []
-        for link in json.loads(self.node.run("ip", "-j", "link")):
-            if link["ifname"] not in ("lo", "eth0", "wire0", *BRIDGES):
-                found.append(f"interface {link['ifname']}")
-        networks = "/var/lib/cni/networks"
-        for path in self.node.run("sh", "-c", f"find {networks} -type f 2>/dev/null || true").splitlines():
+        links = json.loads(self.node.run("ip", "-j", "link"))
+        found = [f"interface {each['ifname']}" for each in links if each["ifname"] not in _STAY]
+        listing = "find /var/lib/cni/networks /var/lib/cni/flannel -type f 2>/dev/null; ls -d /run/netns/* 2>/dev/null"
+        for path in self.node.run("sh", "-c", f"{listing}; true").splitlines():
             if not Path(path).name.startswith("last_reserved_ip") and not path.endswith("/lock"):
-                found.append(f"address {path}")
-        found += [f"namespace {name}" for name in self.node.run("ls", "/run/netns").split()]
-        held = json.loads(self.in_daemon("multusctl", "attachments", "--json"))
-        return found + [f"journal {each['pod']['name']} ({each['state']})" for each in held]
+                found.append(path)
+        return found + [f"journal {each['pod']['name']} ({each['state']})" for each in self.attachments()]
 
-    def settled(self) -> None:
+    def settled(self, *, seconds: float = 60.0) -> None:
         """Until nothing is left of pods that were deleted: the kubelet tears some down after the pod is gone.
 
         :raises NodeError: with what is left.
         """
         try:
-            self.node.wait(lambda: not self.leftovers(), "the node to give everything back", seconds=30)
+            self.node.wait(lambda: not self.leftovers(), "the node to give everything back", seconds=seconds)
         except NodeError as error:
             raise NodeError(f"{error}; left: {self.leftovers()}\n{self.daemon_log()}") from None
 
@@ -182,6 +179,13 @@ class Cluster:
         """kubectl apply -k of a folder of deploy/, and wait for the daemon."""
         self.kubectl("apply", "-k", str(image.ROOT / "deploy" / overlay))
         self.rolled_out()
+        self._deployed = True
+
+    def bring_multus(self) -> None:
+        """The default network and multus, unless they are there."""
+        if not self._deployed:
+            self.bring_default_network()
+            self.deploy("plain")
 
     def rolled_out(self) -> None:
         """Until the daemon is as its DaemonSet says.
@@ -196,135 +200,47 @@ class Cluster:
 
     def in_daemon(self, *command: str, check: bool = True) -> str:
         """Run a program in the daemon's container; its output."""
-        where = ("-n", "kube-system", "exec", "ds/kube-multus-ds", "-c", "multus", "--")
+        where = ("-n", "kube-system", "exec", self.daemon_pod(), "-c", "multus", "--")
         return self.kubectl(*where, *command, check=check)
-
-    def _start(self) -> None:
-        node = self.node
-        self._network()
-        self._pki = Pki(
-            self.directory / "pki", node=NODE_NAME, server=_API, addresses=[_NODE_IP, "127.0.0.1", _SERVICE_IP]
-        )
-        self._write("containerd.toml", _CONTAINERD % {"pause": PAUSE, "runc": shutil.which("runc")})
-        self._write("kubelet.yaml", yaml.safe_dump(self._kubelet()))
-        self._write("resolv.conf", "# nobody to ask\n")
-        node.start("etcd", "etcd", *_flags({
-            "name": "n", "data-dir": "/var/lib/etcd/data", "logger": "zap",
-            "listen-client-urls": "http://127.0.0.1:2379", "advertise-client-urls": "http://127.0.0.1:2379",
-            "listen-peer-urls": "http://127.0.0.1:2380", "initial-advertise-peer-urls": "http://127.0.0.1:2380",
-            "initial-cluster": "n=http://127.0.0.1:2380",
-        }))  # fmt: skip
-        node.start("containerd", "containerd", "--config", str(self.directory / "containerd.toml"))
-        self._start_api_server()
-        images = self._images()
-        node.wait(lambda: node.run("ctr", "version", check=False), "containerd", watch="containerd")
-        for archive in images:
-            node.run("ctr", "-n", "k8s.io", "image", "import", str(archive))
-        self.wait_for_api()
-        for name in ("controller-manager", "scheduler"):
-            config = self._pki(f"{name}.kubeconfig")
-            extra = {
-                "service-account-private-key-file": self._pki("sa.key"),
-                "root-ca-file": self._pki("ca.crt"),
-                "use-service-account-credentials": "true",
-            } if name == "controller-manager" else {}  # fmt: skip
-            node.start(f"kube-{name}", f"kube-{name}", *_flags({
-                "kubeconfig": config, "authentication-kubeconfig": config, "authorization-kubeconfig": config,
-                "leader-elect": "false", "bind-address": "127.0.0.1", **extra,
-            }))  # fmt: skip
-        node.start("kubelet", "kubelet", *_flags({
-            "config": str(self.directory / "kubelet.yaml"), "kubeconfig": self._pki("kubelet.kubeconfig"),
-            "root-dir": "/var/lib/kubelet", "hostname-override": NODE_NAME, "node-ip": _NODE_IP,
-        }))  # fmt: skip
-        node.wait(lambda: self.kubectl("get", "node", NODE_NAME, check=False), "the node to register", watch="kubelet")
-        node.wait(lambda: self.kubectl("get", "sa", "default", check=False), "the default service account")
 
     def wait_for_api(self) -> None:
         """Until the API server serves."""
-        self.node.wait(
-            lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok", "the API server",
-            watch="kube-apiserver",
-        )  # fmt: skip
+        self.control.wait_for_api(lambda: self.kubectl("get", "--raw", "/readyz", check=False) == "ok")
 
-    def _network(self) -> None:
-        """Addresses without any way out; one rule stands for kube-proxy, of which only one service is needed."""
-        run = self.node.run
-        for address in (_NODE_IP, _SERVICE_IP):
-            run("ip", "addr", "add", f"{address}/32", "dev", "lo")
-        run("ip", "route", "add", _SERVICES, "dev", "lo", "src", _NODE_IP)
-        run("sysctl", "-qw", "net.ipv4.ip_forward=1")
-        for chain in ("PREROUTING", "OUTPUT"):
-            run("iptables", "-t", "nat", "-A", chain, "-d", f"{_SERVICE_IP}/32", "-p", "tcp", "--dport", "443",
-                "-j", "DNAT", "--to-destination", f"{_NODE_IP}:6443")  # fmt: skip
-        plugins = Path("/usr/lib/cni")
-        run("sh", "-c", f"cp {plugins}/* /opt/cni/bin/")
-
-    def _start_api_server(self) -> None:
-        pki = self._pki
-        self.node.start("kube-apiserver", "kube-apiserver", *_flags({
-            "etcd-servers": "http://127.0.0.1:2379", "bind-address": "0.0.0.0", "secure-port": "6443",
-            "advertise-address": _NODE_IP, "client-ca-file": pki("ca.crt"),
-            "tls-cert-file": pki("apiserver.crt"), "tls-private-key-file": pki("apiserver.key"),
-            "kubelet-client-certificate": pki("apiserver-kubelet-client.crt"),
-            "kubelet-client-key": pki("apiserver-kubelet-client.key"),
-            "kubelet-certificate-authority": pki("ca.crt"), "kubelet-preferred-address-types": "InternalIP",
-            "service-account-issuer": "https://kubernetes.default.svc",
-            "service-account-signing-key-file": pki("sa.key"), "service-account-key-file": pki("sa.pub"),
-            "requestheader-client-ca-file": pki("front-proxy-ca.crt"),
-            "requestheader-allowed-names": "front-proxy-client",
-            "requestheader-username-headers": "X-Remote-User", "requestheader-group-headers": "X-Remote-Group",
-            "requestheader-extra-headers-prefix": "X-Remote-Extra-",
-            "proxy-client-cert-file": pki("front-proxy-client.crt"),
-            "proxy-client-key-file": pki("front-proxy-client.key"),
-            "service-cluster-ip-range": _SERVICES, "authorization-mode": "Node,RBAC",
-            "enable-admission-plugins": "NodeRestriction", "allow-privileged": "true",
-        }))  # fmt: skip
+    def _start(self) -> None:
+        node = self.node
+        self.control = Control(node, self.directory, pause=PAUSE)
+        self.control.prepare()
+        images = self._images()
+        self.control.wait_for_containerd()
+        for archive in images:
+            node.run("ctr", "-n", "k8s.io", "image", "import", str(archive))
+        self.wait_for_api()
+        self.control.start_managers()
+        self.control.start_kubelet()
+        node.wait(lambda: self.kubectl("get", "node", NODE_NAME, check=False), "the node to register", watch="kubelet")
+        node.wait(lambda: self.kubectl("get", "sa", "default", check=False), "the default service account")
 
     def _images(self) -> list[Path]:
-        target = self.directory / "images"
+        target, debs = self.directory / "images", binaries.cache() / "debs"
         target.mkdir()
-        image.build_ours(target / "multus.tar", binaries.cache() / "debs")
-        image.build_busybox(target / "busybox.tar", BUSYBOX, command=["sh"])
-        image.build_busybox(target / "pause.tar", PAUSE, command=["/bin/sleep", "2147483647"])
-        return sorted(target.iterdir())
 
-    def _kubelet(self) -> dict[str, object]:
-        pki = self._pki
-        return {
-            "kind": "KubeletConfiguration",
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "authentication": {
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-                "x509": {"clientCAFile": pki("ca.crt")},
-            },
-            "authorization": {"mode": "Webhook"},
-            "tlsCertFile": pki("kubelet-server.crt"),
-            "tlsPrivateKeyFile": pki("kubelet-server.key"),
-            "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-            "volumePluginDir": "/var/lib/kubelet/volumeplugins",
-            "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{self.node.cgroup}",
-            "failSwapOn": False,
-            "failCgroupV1": False,
-            "enforceNodeAllocatable": ["pods"],
-            "maxPods": 250,
-            "clusterDNS": ["10.96.0.10"],
-            "clusterDomain": "cluster.local",
-            "resolvConf": str(self.directory / "resolv.conf"),
-            "staticPodPath": "/etc/kubernetes/manifests",
-            "imageGCHighThresholdPercent": 100,
-            "evictionHard": dict.fromkeys(("nodefs.available", "nodefs.inodesFree", "imagefs.available"), "1%"),
-            "serializeImagePulls": False,
-            "nodeStatusUpdateFrequency": "5s",
+        def ours(path: Path) -> None:
+            if _GIVEN_IMAGE:
+                shutil.copy(_GIVEN_IMAGE, path)
+            else:
+                image.build_ours(path, debs)
+
+        makers: dict[str, Callable[[Path], None]] = {
+            "multus": ours,
+            "flannel": lambda path: flannel.build_image(path, debs),
+            "tools": lambda path: image.build_debian(path, TOOLS, debs, _IPROUTE),
+            "busybox": lambda path: image.build_busybox(path, BUSYBOX, command=["sh"]),
+            "pause": lambda path: image.build_busybox(path, PAUSE, command=["/bin/sleep", "2147483647"]),
         }
-
-    def _write(self, name: str, text: str) -> None:
-        (self.directory / name).write_text(text)
-
-
-def _flags(values: Mapping[str, str]) -> list[str]:
-    return [f"--{name}={value}" for name, value in values.items()]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda name: makers[name](target / f"{name}.tar"), makers))
+        return sorted(target.iterdir())
 
 
 _PATCH: Final = """
@@ -337,33 +253,11 @@ try:
 except urllib.error.HTTPError as error:
     sys.exit(error.read().decode())
 """
-_CONTAINERD: Final = """
-version = 2
-root = "/var/lib/containerd"
-state = "/run/containerd"
-oom_score = 0
-[grpc]
-  address = "/run/containerd/containerd.sock"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "%(pause)s"
-  disable_apparmor = true
-  restrict_oom_score_adj = true
-  stream_server_address = "127.0.0.1"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    default_runtime_name = "runc"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        SystemdCgroup = false
-        BinaryName = "%(runc)s"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/opt/cni/bin"
-    conf_dir = "/etc/cni/net.d"
-"""
 
 
-def version() -> str:
-    """The kubelet's own word."""
-    done = subprocess.run([binaries.directory() / "kubelet", "--version"], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+def versions() -> str:
+    """What the lane runs on, for its summary."""
+    commands = ([str(binaries.directory() / "kubelet"), "--version"], ["containerd", "--version"])
+    told = [subprocess.run(each, capture_output=True, text=True, check=True).stdout.split() for each in commands]
+    groups = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
+    return f"Kubernetes {told[0][1]}, containerd {told[1][2]}, Flannel {binaries.FLANNEL}, control groups {groups}"

@@ -1,26 +1,29 @@
-"""Images for the cluster without a registry: one layer of files, as an OCI archive that `ctr image import` takes.
+"""Images for the cluster without a registry.
 
 Ours is made of Debian's packages and of the wheel; the pods' is busybox. No root file system of the machine gets in.
 """
 
 import hashlib
 import importlib.metadata
-import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
+from tests.cluster import oci
+
 ROOT: Final = Path(__file__).parents[2]
+_SITE: Final = "usr/lib/python3/dist-packages"
 _PYTHON: Final = f"python3.{sys.version_info.minor}"
 _PACKAGES: Final = (
     *(f"{_PYTHON}-minimal", f"lib{_PYTHON}-minimal", f"lib{_PYTHON}-stdlib", "libc6", "libgcc-s1", "libcrypt1"),
@@ -32,6 +35,7 @@ _MOUNT_POINTS: Final = (
     *("/run/netns", "/run/k8s.cni.cncf.io", "/var/lib/kubelet/pod-resources", "/var/lib/kubelet/device-plugins"),
     *("/tmp", "/proc", "/sys", "/dev"),
 )
+_downloading = threading.Lock()  # images are made side by side
 _PROGRAMS: Final = {"multusd": "multus.daemon", "multusctl": "multus.cli"}
 
 
@@ -46,32 +50,60 @@ def name_of_ours() -> str:
 
 
 def build_ours(target: Path, cache: Path) -> None:
-    """The daemon's image. `cache` keeps Debian's packages from one run to the next.
+    """The daemon's image. `cache` keeps what is below our own code from one run to the next: compiling it takes long.
 
     :raises ImageError: a package cannot be had, or the wheel cannot be built.
     """
+    needs = [f"{each.name}=={each.version}" for each in _closure("multus")]
+    key = hashlib.sha256(json.dumps([_PYTHON, _PACKAGES, sorted(needs)]).encode()).hexdigest()[:16]
+    base = cache / f"base-{key}.tar"
+    if not base.exists():
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory)
+            _unpack_debian(root, cache, _PACKAGES)
+            site = root / _SITE
+            site.mkdir(parents=True, exist_ok=True)
+            _copy_requirements(site)
+            _compile(root)
+            (root / "usr/bin/python3").unlink(missing_ok=True)
+            (root / "usr/bin/python3").symlink_to(_PYTHON)
+            _make_skeleton(root)
+            made = base.with_suffix(f".{os.getpid()}")
+            made.write_bytes(oci.pack(root))
+            made.replace(base)
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        _unpack_debian(root, cache)
-        site = root / "usr/lib/python3/dist-packages"
-        site.mkdir(parents=True, exist_ok=True)
-        _copy_requirements(site)
-        _unpack_wheel(site, root / "usr/bin")
-        compiled = subprocess.run(
-            [sys.executable, "-m", "compileall", "-q", "-s", directory, "-p", "/", str(site)],
-            capture_output=True,
-            text=True,
-        )
-        if compiled.returncode != 0:
-            raise ImageError(f"compileall: {compiled.stdout}{compiled.stderr}")
-        (root / "usr/bin/python3").unlink(missing_ok=True)
-        (root / "usr/bin/python3").symlink_to(_PYTHON)
+        (root / "usr/bin").mkdir(parents=True)
+        (root / _SITE).mkdir(parents=True)
+        _unpack_wheel(root / _SITE, root / "usr/bin")
+        _compile(root)
         for name, module in _PROGRAMS.items():
             program = root / "usr/bin" / name
             program.write_text(f"#!/usr/bin/python3\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
             program.chmod(0o755)
+        oci.write(target, name_of_ours(), [base.read_bytes(), oci.pack(root)], entrypoint=["multusd"])
+
+
+def build_debian(
+    target: Path, name: str, cache: Path, packages: Sequence[str], *, programs: Sequence[Path] = ()
+) -> None:
+    """An image of busybox and a few of Debian's packages, with programs of ours in /opt/bin.
+
+    :raises ImageError: a package cannot be had.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        _unpack_debian(root, cache, ["libc6", "busybox-static", *packages])
+        for program in programs:
+            place = root / "opt/bin"
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(program, place / program.name)
+        for multi in root.glob("usr/sbin/xtables-nft-multi"):
+            for family in ("iptables", "ip6tables"):
+                for suffix in ("", "-save", "-restore"):
+                    (multi.parent / f"{family}{suffix}").symlink_to(multi.name)
         _make_skeleton(root)
-        write(target, name_of_ours(), root, entrypoint=["multusd"])
+        oci.write(target, name, [oci.pack(root)])
 
 
 def build_busybox(target: Path, name: str, *, command: Sequence[str]) -> None:
@@ -84,61 +116,40 @@ def build_busybox(target: Path, name: str, *, command: Sequence[str]) -> None:
             raise ImageError("busybox is not installed: apt-get install busybox-static")
         shutil.copy(busybox, root / "bin/busybox")
         _make_skeleton(root)
-        write(target, name, root, command=command)
+        oci.write(target, name, [oci.pack(root)], command=command)
 
 
-def write(target: Path, name: str, root: Path, *, entrypoint: Sequence[str] = (), command: Sequence[str] = ()) -> None:
-    """The tree under `root` as an OCI archive of one layer."""
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as archive:
-        archive.add(root, arcname=".", filter=_owned_by_root)
-    data = layer.getvalue()
-    config = _json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "created": "1970-01-01T00:00:00Z",
-            "config": {
-                "Entrypoint": list(entrypoint) or None,
-                "Cmd": list(command) or None,
-                "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-            },
-            "rootfs": {"type": "layers", "diff_ids": [_digest(data)]},
-            "history": [{"created": "1970-01-01T00:00:00Z"}],
-        }
-    )
-    oci = "application/vnd.oci.image"
-    manifest = _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": f"{oci}.manifest.v1+json",
-            "config": _descriptor(config, f"{oci}.config.v1+json"),
-            "layers": [_descriptor(data, f"{oci}.layer.v1.tar")],
-        }
-    )
-    names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
-    index = _json(
-        {"schemaVersion": 2, "manifests": [_descriptor(manifest, f"{oci}.manifest.v1+json") | {"annotations": names}]}
-    )
-    with tarfile.open(target, "w") as archive:
-        _add(archive, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        _add(archive, "index.json", index)
-        for blob in (config, manifest, data):
-            _add(archive, f"blobs/sha256/{_digest(blob).partition(':')[2]}", blob)
-
-
-def _unpack_debian(root: Path, cache: Path) -> None:
+def _unpack_debian(root: Path, cache: Path, packages: Sequence[str]) -> None:
     cache.mkdir(parents=True, exist_ok=True)
-    absent = [name for name in _PACKAGES if not list(cache.glob(f"{name}_*.deb"))]
-    if absent:
-        got = subprocess.run(["apt-get", "-qq", "download", *absent], cwd=cache, capture_output=True, text=True)
-        if got.returncode != 0:
-            raise ImageError(f"apt-get download {' '.join(absent)}: {got.stderr.strip()}")
-    for name in _PACKAGES:
-        package = sorted(cache.glob(f"{name}_*.deb"))[-1]
-        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+    with _downloading:
+        absent = [_spelling(name) for name in packages if not _kept(cache, name)]
+        if absent:
+            got = subprocess.run(["apt-get", "-qq", "download", *absent], cwd=cache, capture_output=True, text=True)
+            if got.returncode != 0:
+                raise ImageError(f"apt-get download {' '.join(absent)}: {got.stderr.strip()}")
+    for name in packages:
+        subprocess.run(["dpkg-deb", "-x", _kept(cache, name)[-1], root], check=True)
     for waste in ("usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(root / waste, ignore_errors=True)
+
+
+def _kept(cache: Path, name: str) -> list[Path]:
+    return sorted((*cache.glob(f"{name}_*.deb"), *cache.glob(f"{name}t64_*.deb")))
+
+
+def _spelling(name: str) -> str:
+    """As this Debian calls it: 13 has some libraries with 64 bits of time by another name."""
+    told = subprocess.run(["apt-cache", "policy", name], capture_output=True, text=True).stdout
+    return name if "Candidate:" in told and "Candidate: (none)" not in told else f"{name}t64"
+
+
+def _compile(root: Path) -> None:
+    """All Python below it. Layers have no times, so the compiled files must not ask for their sources'."""
+    command = [sys.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+    folders = [str(each) for each in (root / _SITE, root / f"usr/lib/{_PYTHON}") if each.exists()]
+    compiled = subprocess.run([*command, "-s", str(root), "-p", "/", *folders], capture_output=True, text=True)
+    if compiled.returncode != 0:
+        raise ImageError(f"compileall: {compiled.stdout}{compiled.stderr}")
 
 
 def _make_skeleton(root: Path) -> None:
@@ -199,30 +210,3 @@ def _unpack_wheel(site: Path, programs: Path) -> None:
         for program in site.glob("multus-*.data/scripts/*"):
             shutil.move(program, programs / program.name)
             (programs / program.name).chmod(0o755)
-
-
-def _owned_by_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.uid = entry.gid = 0
-    entry.uname = entry.gname = "root"
-    entry.mtime = 0
-    if entry.name == ".":
-        entry.mode = 0o755
-    return entry
-
-
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    archive.addfile(entry, io.BytesIO(data))
-
-
-def _descriptor(data: bytes, kind: str) -> dict[str, Any]:
-    return {"mediaType": kind, "digest": _digest(data), "size": len(data)}
-
-
-def _digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()

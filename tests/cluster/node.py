@@ -125,8 +125,16 @@ class Node:
         process.kill()
         process.wait(10)
 
-    def wait(self, condition: Callable[[], object], what: str, *, seconds: float = 60.0, watch: str = "") -> None:
-        """Poll until the condition holds.
+    def wait(
+        self,
+        condition: Callable[[], object],
+        what: str,
+        *,
+        seconds: float = 60.0,
+        watch: str = "",
+        pause: float = 0.1,
+    ) -> None:
+        """Poll until the condition holds; `pause` is how many seconds pass between looks.
 
         :param watch: a program without which it never will.
         :raises NodeError: it did not, or the program ended.
@@ -140,7 +148,7 @@ class Node:
                 raise NodeError(
                     f"{watch} ended with {process.returncode} while waiting for {what}:\n{self.tail(watch)}"
                 )
-            time.sleep(0.1)
+            time.sleep(pause)
         raise NodeError(f"waited {seconds:g} s for {what}" + (f":\n{self.tail(watch)}" if watch else ""))
 
     def tail(self, name: str, lines: int = 15) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,25 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.cluster import BUSYBOX, NODE_NAME, Cluster
+from tests.cluster.cluster import Cluster
+from tests.cluster.control import NODE_NAME
 from tests.cluster.image import ROOT
+from tests.cluster.pods import bridge, nad, pod
 from tests.fake_sysfs import FakeSysfs
 
 RESOURCE = "intel.com/sriov"
 PF = "0000:3b:00.0"
 VFS = 4
+_ASK = """
+import json, sys
+from pathlib import Path
+import anyio
+from devices.kubelet.podresources import PodResources
+socket, name, resource = sys.argv[1:]
+pod = anyio.run(PodResources(Path(socket)).pod, "default", name)
+devices = [item for each in pod.containers for item in each.devices if item.resource == resource]
+print(json.dumps([id for item in devices for id in item.ids]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +58,9 @@ def devices(cluster: Cluster, overlay: Path) -> Iterator[Cluster]:
     """The cluster with VFs; without any pod or device afterwards."""
     cluster.kubectl("apply", "-k", str(overlay))
     cluster.rolled_out()
-    config = {
-        "cniVersion": "1.0.0",
-        "name": "with-vf",
-        "type": "bridge",
-        "bridge": "second0",
-        "ipam": {"type": "host-local", "subnet": "10.7.0.0/24"},
-    }
-    cluster.apply(
-        {
-            "apiVersion": "k8s.cni.cncf.io/v1",
-            "kind": "NetworkAttachmentDefinition",
-            "metadata": {"name": "with-vf", "annotations": {"k8s.v1.cni.cncf.io/resourceName": RESOURCE}},
-            "spec": {"config": json.dumps(config)},
-        }
-    )
+    cluster.apply(nad("with-vf", bridge("with-vf", "10.7.0.0/24"), resource=RESOURCE))
     yield cluster
-    cluster.kubectl("delete", "pods", "--all", "--wait=true", "--timeout=60s", seconds=70)
-    cluster.settled()
+    cluster.delete_all()
     cluster.deploy("plain")
 
 
@@ -70,20 +68,8 @@ def allocatable(cluster: Cluster) -> int:
     return int(cluster.get("node", NODE_NAME)["status"]["allocatable"].get(RESOURCE, "0"))
 
 
-def pod(name: str, count: int) -> dict[str, Any]:
-    container = {
-        "name": "main",
-        "image": BUSYBOX,
-        "command": ["sleep", "1000000"],
-        "resources": {"requests": {RESOURCE: str(count)}, "limits": {RESOURCE: str(count)}},
-    }
-    networks = ",".join(["with-vf"] * count)
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "annotations": {"k8s.v1.cni.cncf.io/networks": networks}},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container]},
-    }
+def taker(name: str, count: int) -> dict[str, Any]:
+    return pod(name, ",".join(["with-vf"] * count), resources={RESOURCE: str(count)})
 
 
 def given(cluster: Cluster, name: str) -> list[str]:
@@ -98,16 +84,36 @@ def seen(cluster: Cluster, name: str) -> list[str]:
     )
 
 
+def held(cluster: Cluster, name: str) -> list[str]:
+    """What the kubelet's PodResources says that the pod has."""
+    socket = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    return sorted(json.loads(cluster.node.run(sys.executable, "-c", _ASK, socket, name, RESOURCE)))
+
+
+def refused(cluster: Cluster, name: str) -> bool:
+    conditions = cluster.get("pod", name)["status"].get("conditions", [])
+    return any(each.get("reason") == "Unschedulable" for each in conditions)
+
+
 def test_pods_get_vfs_through_the_kubelet_and_networks_get_the_same(devices: Cluster) -> None:
     devices.node.wait(lambda: allocatable(devices) == VFS, "the kubelet to offer the VFs")
-    devices.apply(pod("one", 1), pod("two", 2))
+    devices.apply(taker("one", 1), taker("two", 2))
     devices.wait_ready("one", "two")
     for name, count in (("one", 1), ("two", 2)):
         assert len(given(devices, name)) == count
-        assert seen(devices, name) == given(devices, name)
+        assert seen(devices, name) == given(devices, name) == held(devices, name)
     assert not set(given(devices, "one")) & set(given(devices, "two"))
+
     devices.node.restart("kubelet")
-    devices.apply(pod("last", 1))
+    devices.apply(taker("last", 1))
     devices.wait_ready("last", seconds=90)
-    assert seen(devices, "last") == given(devices, "last")
+    assert seen(devices, "last") == given(devices, "last") == held(devices, "last")
     assert not set(given(devices, "last")) & {*given(devices, "one"), *given(devices, "two")}
+    for name in ("one", "two"):
+        assert held(devices, name) == given(devices, name), "the kubelet must not forget over a restart"
+
+    devices.apply(taker("too-many", 1))
+    devices.node.wait(lambda: refused(devices, "too-many"), "the scheduler to find no VF")
+    devices.delete("one")
+    devices.wait_ready("too-many")
+    assert seen(devices, "too-many") == given(devices, "too-many") == held(devices, "too-many")

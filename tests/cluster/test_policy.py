@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cluster.cluster import NODE_NAME, Cluster
+from tests.cluster.cluster import Cluster
+from tests.cluster.control import NODE_NAME
 from tests.cluster.node import NodeError
 
 STATUS = "k8s.v1.cni.cncf.io/network-status"

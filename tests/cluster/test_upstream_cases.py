@@ -1,149 +1,108 @@
-"""Upstream's own end-to-end cases, with their manifests' content, that the walk-through does not have already."""
+"""Upstream's own end-to-end cases, with their manifests' content, on one node: eth0 stands for their workers' wire.
 
-import base64
+| upstream's script | here |
+|---|---|
+| test-simple-pod | `test_a_simple_pod` |
+| test-simple-macvlan1 | `test_two_pods_choose_addresses_on_one_macvlan` |
+| test-default-route1 | `test_the_way_out_is_where_the_pod_wants_it`, which upstream only prints |
+| test-static-pod | `test_a_static_pod_has_its_networks` |
+| test-connection-limit | test_settings.py |
+| test-subdirectory-chaining | `test_plugins_of_a_subdirectory_are_chained` |
+| test-subdirectory-chaining-passthru | test_settings.py |
+| test-node-density-cni | test_crowd.py |
+| the dynamic networks controller's | test_hotplug.py |
+| test-dra-integration | not: it asks nothing of multus, and its driver needs a registry |
+"""
+
 import json
-import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import BUSYBOX, DEFAULT_NETWORK, NODE_NAME, Cluster
-from tests.cluster.test_operations import configure
+from tests.cluster.cluster import TOOLS, Cluster
+from tests.cluster.control import NODE_NAME
+from tests.cluster.flannel import NETWORK
+from tests.cluster.pods import nad, pod, tuned
 
 STATIC = "/etc/kubernetes/manifests/static-web.yaml"
-CHAINED = {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"}}
-
-_POST = """
-import json, socket, sys
-path, body = sys.argv[1:]
-with socket.socket(socket.AF_UNIX) as client:
-    client.connect("/run/multus/multus.sock")
-    head = f"POST {path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
-    client.sendall((head + body).encode())
-    answer = b""
-    while chunk := client.recv(65536):
-        answer += chunk
-print(answer.decode())
-"""
+MACVLAN = {"type": "macvlan", "master": "eth0", "mode": "bridge", "ipam": {"type": "static"}}
 
 
-def simple(name: str, networks: str = "") -> dict[str, Any]:
-    container = {"name": "main", "image": BUSYBOX, "command": ["sleep", "1000000"]}
-    annotations = {"k8s.v1.cni.cncf.io/networks": networks} if networks else {}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "annotations": annotations},
-        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container]},
-    }
-
-
-def nad(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": "k8s.cni.cncf.io/v1",
-        "kind": "NetworkAttachmentDefinition",
-        "metadata": {"name": name},
-        "spec": {"config": json.dumps(config)},
-    }
-
-
-@pytest.fixture(autouse=True)
-def clean(cluster: Cluster) -> Iterator[None]:
-    """Nothing of any pod is left afterwards, and the default network is as it was."""
+@pytest.fixture(scope="module", autouse=True)
+def clean(bare_cluster: Cluster) -> Iterator[None]:
+    """Nothing of any pod is left afterwards."""
     yield
-    cluster.node.run("rm", "-f", STATIC)
-    cluster.kubectl("delete", "pods", "--all", "--wait=true", "--timeout=60s", seconds=70)
-    cluster.node.run("ip", "link", "delete", "second0", check=False)
-    cluster.settled()
+    bare_cluster.node.run("rm", "-f", STATIC)
+    bare_cluster.delete_all()
+
+
+def selecting(name: str, element: dict[str, Any]) -> dict[str, Any]:
+    """A pod of one network, in the annotation's JSON form."""
+    return pod(name, json.dumps([element]), image=TOOLS)
+
+
+def addresses(cluster: Cluster, name: str, interface: str) -> list[str]:
+    (told,) = json.loads(cluster.exec(name, "ip", "-j", "-4", "address", "show", "dev", interface))
+    return [f"{each['local']}/{each['prefixlen']}" for each in told["addr_info"]]
+
+
+def gateways(cluster: Cluster, name: str) -> list[tuple[str, str]]:
+    """Gateway and interface of each default route."""
+    routes = json.loads(cluster.exec(name, "ip", "-j", "-4", "route", "show", "default"))
+    return [(each["gateway"], each["dev"]) for each in routes]
+
+
+def test_a_simple_pod(cluster: Cluster) -> None:
+    simple = pod("simple-centos1")
+    simple["spec"]["containers"][0]["securityContext"] = {"privileged": True}
+    cluster.apply(simple)
+    cluster.wait_ready("simple-centos1")
+    assert cluster.interfaces("simple-centos1") == ["lo", "eth0"]
+
+
+def test_two_pods_choose_addresses_on_one_macvlan(cluster: Cluster) -> None:
+    plugins = [{**MACVLAN, "capabilities": {"ips": True}}, {"type": "tuning"}]
+    wanted = {"macvlan1-worker1": "10.1.1.11/24", "macvlan1-worker2": "10.1.1.12/24"}
+    cluster.apply(
+        nad("macvlan1-config", {"cniVersion": "0.3.1", "plugins": plugins}),
+        *(selecting(name, {"name": "macvlan1-config", "ips": [ip]}) for name, ip in wanted.items()),
+    )
+    cluster.wait_ready(*wanted)
+    for name, ip in wanted.items():
+        assert addresses(cluster, name, "net1") == [ip]
+    cluster.exec("macvlan1-worker1", "ping", "-c", "1", "-W", "5", "10.1.1.12")
+
+
+def test_the_way_out_is_where_the_pod_wants_it(cluster: Cluster) -> None:
+    cluster.apply(
+        nad("default-route-config", {"cniVersion": "0.3.1", "plugins": [MACVLAN]}),
+        selecting(
+            "default-route-worker1",
+            {"name": "default-route-config", "ips": ["10.1.1.21/24"], "default-route": ["10.1.1.254"]},
+        ),
+        selecting("default-route-worker2", {"name": "default-route-config", "ips": ["10.1.1.22/24"]}),
+    )
+    cluster.wait_ready("default-route-worker1", "default-route-worker2")
+    assert addresses(cluster, "default-route-worker1", "net1") == ["10.1.1.21/24"]
+    assert addresses(cluster, "default-route-worker2", "net1") == ["10.1.1.22/24"]
+    assert gateways(cluster, "default-route-worker1") == [("10.1.1.254", "net1")]
+    assert gateways(cluster, "default-route-worker2") == [("10.244.0.1", "eth0")]
 
 
 def test_a_static_pod_has_its_networks(cluster: Cluster) -> None:
     """The pod that the API server shows has another UID than the one that the runtime names."""
-    config = {
-        "cniVersion": "0.3.1",
-        "name": "bridge-nad",
-        "type": "bridge",
-        "bridge": "second0",
-        "ipam": {"type": "host-local", "subnet": "10.9.1.0/24"},
-    }
+    ipam = {"type": "host-local", "subnet": "10.10.0.0/16"}
+    config = {"cniVersion": "0.3.1", "name": "testnet", "type": "bridge", "bridge": "second0", "ipam": ipam}
     cluster.apply(nad("bridge-nad", config))
     cluster.node.run("mkdir", "-p", "/etc/kubernetes/manifests")
-    cluster.node.run("tee", STATIC, stdin=json.dumps(simple("static-web", "bridge-nad")))
+    cluster.node.run("tee", STATIC, stdin=json.dumps(pod("static-web", "bridge-nad")))
     name = f"static-web-{NODE_NAME}"
     cluster.node.wait(lambda: cluster.get("pod", name), "the kubelet to find the static pod")
     cluster.wait_ready(name)
     assert cluster.interfaces(name) == ["lo", "eth0", "net1"]
 
 
-def test_one_connection_at_a_time_is_enough_for_six_pods(cluster: Cluster) -> None:
-    configure(cluster, connectionLimit=1)
-    try:
-        names = [f"queued-{number}" for number in range(6)]
-        cluster.apply(*(simple(name) for name in names))
-        cluster.wait_ready(*names, seconds=90)
-    finally:
-        configure(cluster)
-
-
 def test_plugins_of_a_subdirectory_are_chained(cluster: Cluster) -> None:
-    directory = f"/etc/cni/net.d/{DEFAULT_NETWORK['name']}"
-    cluster.node.run("mkdir", "-p", directory)
-    cluster.node.run("tee", f"{directory}/sysctl.conf", stdin=json.dumps({"name": "chained", **CHAINED}))
-    try:
-        cluster.apply(simple("chained"))
-        cluster.wait_ready("chained")
-        assert cluster.exec("chained", "cat", "/proc/sys/net/ipv4/conf/eth0/arp_filter").strip() == "1"
-        cluster.delete("chained")
-        cluster.settled()
-    finally:
-        cluster.node.run("rm", "-r", directory)
-
-
-def test_an_auxiliary_chain_is_run_after_the_default_network(cluster: Cluster) -> None:
-    directory = "/etc/cni/net.d/vendor-cni-chain"
-    configure(cluster, auxiliaryCNIChainName="vendor-cni-chain")
-    cluster.node.run("mkdir", "-p", directory)
-    cluster.node.run("tee", f"{directory}/sysctl.conf", stdin=json.dumps({"name": "chained", **CHAINED}))
-    try:
-        cluster.apply(simple("auxiliary"))
-        cluster.wait_ready("auxiliary")
-        assert cluster.exec("auxiliary", "cat", "/proc/sys/net/ipv4/conf/eth0/arp_filter").strip() == "1"
-        cluster.delete("auxiliary")
-        cluster.settled()
-    finally:
-        cluster.node.run("rm", "-r", directory)
-        configure(cluster)
-
-
-def test_a_network_is_plugged_into_a_running_pod(cluster: Cluster) -> None:
-    """What the hot-plug controller sends; the pod's own deletion then takes the network down."""
-    cluster.apply(simple("plugged"))
-    cluster.wait_ready("plugged")
-    (held,) = json.loads(cluster.in_daemon("multusctl", "attachments", "--json"))
-    config = {
-        "cniVersion": "1.0.0",
-        "name": "late",
-        "type": "bridge",
-        "bridge": "second0",
-        "capabilities": {"ips": True},
-        "ipam": {"type": "static"},
-    }
-    env = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": held["containerID"],
-        "CNI_NETNS": held["netns"],
-        "CNI_IFNAME": "late0",
-        "CNI_PATH": "/opt/cni/bin",
-        "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=plugged;"
-        f"K8S_POD_INFRA_CONTAINER_ID={held['containerID']};K8S_POD_UID={held['pod']['uid']}",
-    }
-    body = {
-        "env": env,
-        "config": base64.b64encode(json.dumps(config).encode()).decode(),
-        "interfaceAttributes": {"ips": ["10.9.2.7/24"]},
-    }
-    answer = cluster.node.run(sys.executable, "-c", _POST, "/delegate", json.dumps(body))
-    assert re.match(r"HTTP/1\.1 200 ", answer), answer
-    assert "10.9.2.7/24" in cluster.exec("plugged", "ip", "address", "show", "late0")
+    with tuned(cluster, f"/etc/cni/net.d/{NETWORK}", "sysctl-modified") as filtering:
+        assert filtering == "1"

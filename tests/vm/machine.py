@@ -20,7 +20,7 @@ WIRES: Final = (0, 0, 1, 1)
 """The wire of each card; they have ids pf1, pf2, ... in this order."""
 SILENCE: Final = 60.0
 """Seconds after which the machine hangs: without a word on the console, and without its beat (a file, every 2 s)."""
-DROWSY: Final = 25.0
+DROWSY: Final = 30.0
 """Seconds without either after which the processors are woken, and again after as many."""
 POWER_OFF: Final = 15.0
 """Seconds that the machine has for going off after it said its end."""

@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_read_is_a_finding(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["Settings"][0]["level"] == "wrong"
 
 
-def test_another_device_plugin_is_a_finding(tmp_path: Path) -> None:
+def test_a_rival_is_told(tmp_path: Path) -> None:
     """Of the same resource, or of another one; not one of another kind, not a dead socket, and not our own."""
     pool = {"resourceName": "net", "resourcePrefix": "example.com", "selectors": {"drivers": ["iavf"]}}
     (tmp_path / "p.json").write_text(json.dumps({"resourceList": [pool]}))

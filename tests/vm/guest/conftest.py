@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`python -m tests.vm.lane tests/vm/guest/test_drills.py --rounds 50` takes its time."""
-    parser.addoption("--rounds", type=int, default=8, help="how often each of 14 VFs is attached and detached")
+    parser.addoption("--rounds", type=int, default=4, help="how often each of 14 VFs is attached and detached")
 
 
 @pytest.fixture(scope="session")

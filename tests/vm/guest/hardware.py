@@ -23,7 +23,7 @@ def run(*words: str, seconds: float = 30) -> str:
     return done.stdout
 
 
-def until(condition: Callable[[], T], what: str | Callable[[], str], *, seconds: float = 15) -> T:
+def until(condition: Callable[[], T], what: str | Callable[[], str], *, seconds: float = 30) -> T:
     """What the condition gives as soon as that is true; it says `what` was waited for when it never is."""
     end = time.monotonic() + seconds
     while not (found := condition()):

@@ -3,7 +3,7 @@
 import json
 from typing import Self
 
-from multus.cli.box import IPAM_DIR, Box
+from multus.cli.box import IPAM_DIR, Box, BoxError, Sandbox
 
 
 class Node(Box):
@@ -25,3 +25,12 @@ class Node(Box):
     @property
     def enter(self) -> list[str]:
         return []
+
+
+def pings(pod: Sandbox, address: str, ifname: str) -> bool:
+    """Whether an echo request that leaves by that interface is answered."""
+    try:
+        pod.run("ping", "-q", "-c", "1", "-W", "1", "-I", ifname, address)
+    except BoxError:
+        return False
+    return True

@@ -31,7 +31,7 @@ def attached(mac: str = OWN_MAC, *, version: str = "1.0.0") -> dict[str, Any]:
     return {"add": "done", "result": {"cniVersion": version, "interfaces": [interface]}, "host": "gone", "pod": inside}
 
 
-NOT_DONE: Final = {"add": "refused", "result": None, "host": {}, "pod": None}
+NOT_DONE: Final[dict[str, Any]] = {"add": "refused", "result": None, "host": {}, "pod": None}
 ROLLED_BACK: Final = (
     "a setting that fails takes back those before it; sriov-cni leaves them, and its DEL knows of nothing"
 )

@@ -97,20 +97,3 @@ async def test_what_was_asked_for_is_there_and_goes_again(
     assert (near.vf_netdev(0), far.vf_netdev(0)) == names
     assert [run(f"cat /sys/class/net/{name}/address") for name in names] == macs
     assert records.kept == {}
-
-
-async def test_seven_vfs_at_a_time_none_lost(hardware: Hardware, space: Callable[[], Space], records: Records) -> None:
-    card = hardware.cards[0]
-    made = await with_carrier(card, 7)
-    before = states(card)
-    names = [card.vf_netdev(index) for index in range(7)]
-    sriov, pods = delegate(records), [space() for _ in made]
-    for command in (Command.ADD, Command.DEL):
-        async with anyio.create_task_group() as tasks:
-            for number, (bdf, pod) in enumerate(zip(made, pods, strict=True)):
-                tasks.start_soon(sriov, "sriov", call(command, bdf, pod, vlan=number + 1))
-        tags = [states(card)[number].vlan for number in range(7)]
-        assert tags == (list(range(1, 8)) if command is Command.ADD else [0] * 7)
-    assert states(card) == before
-    assert [card.vf_netdev(index) for index in range(7)] == names
-    assert records.kept == {}

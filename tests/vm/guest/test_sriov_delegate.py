@@ -1,81 +1,24 @@
 """The SR-IOV delegate on real VFs: what it sets is there, traffic obeys it, and everything is as before afterwards."""
 
-import json
-import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from devices.linux import netns as namespaces
-from devices.linux import rtnetlink, vfs
-from devices.linux.vf_kernel import LinuxKernel
 from devices.linux.vfs import VFState
 from multus.cni.request import Command
-from multus.cni.result import Result, parse_result
-from multus.delegates.plugin import Call, Runner
-from multus.delegates.sriov import AllocatedError, DriftError, Sriov
-from multus.delegates.sriov_record import KIND, UpstreamFiles
+from multus.delegates.plugin import Call
+from multus.delegates.sriov import AllocatedError, DriftError
 from multus.errors import NodeError
-from multus.journal import Journal
-from tests.vm.guest.hardware import Card, Hardware, Space, bind, run, until
+from tests.vm.guest.attached import SETTINGS, delegate, link, look, state
+from tests.vm.guest.hardware import Card, Space, bind, run, until
 
 pytestmark = pytest.mark.anyio
-
-SETTINGS: dict[str, Any] = {
-    "vlan": 100,
-    "vlanQoS": 3,
-    "mac": "02:AA:00:00:00:01",
-    "max_tx_rate": 200,
-    "spoofchk": "off",
-    "trust": "on",
-}
-
-
-class Delegate:
-    """The delegate with a real journal and real address plugins."""
-
-    def __init__(self, journal: Journal, directory: Path) -> None:
-        runner = Runner(timeout=lambda: 60.0)
-        self.journal = journal
-        upstream = UpstreamFiles(directory / "upstream")
-        self._sriov = Sriov(runner, journal.records, LinuxKernel(), boot_id="boot", upstream=upstream)
-        self._directory = directory
-
-    async def __call__(self, command: Command, space: str, bdf: str, *, container: str = "c1", **more: Any) -> bytes:
-        conf = {"cniVersion": "1.0.0", "name": "net", "type": "sriov", "deviceID": bdf, **more}
-        call = Call(
-            command=command,
-            conf=json.dumps(conf).encode(),
-            container_id=container,
-            netns=space,
-            ifname="net1",
-            path=("/usr/lib/cni",),
-        )
-        return await self._sriov("sriov", call)
-
-    async def add(self, space: str, bdf: str, **more: Any) -> Result:
-        return parse_result(await self(Command.ADD, space, bdf, **more), where="sriov")
-
-    def ipam(self, address: str) -> dict[str, Any]:
-        return {"type": "static", "addresses": [{"address": address}]}
-
-
-@asynccontextmanager
-async def delegate(directory: Path) -> AsyncIterator[Delegate]:
-    async with Journal.open(directory / "journal.db") as journal:
-        yield Delegate(journal, directory)
-
-
-@pytest.fixture
-def card(hardware: Hardware) -> Card:
-    """A card with two VFs."""
-    made = hardware.cards[0]
-    made.create(2)
-    until(lambda: made.carrier, "the carrier")  # igb drops it for new VFs, and takes rates only with one
-    return made
 
 
 @pytest.fixture
@@ -86,24 +29,6 @@ def listener(space: Callable[[], Space], card: Card) -> Iterator[Space]:
     made.take(card.vf_netdev(1), "10.9.0.2/24")
     yield made
     run(f"ip link set {card.netdev} vf 1 vlan 0")
-
-
-def state(card: Card, index: int = 0) -> VFState:
-    with rtnetlink.connect() as connection:
-        return vfs.read(connection, card.ifindex)[index]
-
-
-def link(name: str, *, space: str = "") -> dict[str, Any]:
-    inside = ["-n", space] if space else []
-    done = subprocess.run(["ip", *inside, "-j", "link", "show", "dev", name], capture_output=True, check=True)
-    (found,) = json.loads(done.stdout)
-    return {
-        "name": found["ifname"],
-        "mac": found["address"],
-        "mtu": found["mtu"],
-        "up": "UP" in found["flags"],
-        "altnames": sorted(found.get("altnames", [])),
-    }
 
 
 async def test_a_kernel_vf_with_everything_and_back(
@@ -144,7 +69,7 @@ async def test_a_kernel_vf_with_everything_and_back(
         for _ in range(2):
             await sriov(Command.DEL, pod.path, bdf, **SETTINGS, ipam=sriov.ipam("10.9.0.1/24"))
             assert (state(card), link(name)) == before
-        assert await sriov.journal.records.all(KIND) == []
+        assert await sriov.on_record() == []
 
 
 @pytest.mark.parametrize(
@@ -163,7 +88,7 @@ async def test_what_this_hardware_refuses_is_rolled_back(
         with pytest.raises(NodeError, match="there is no network namespace"):
             await sriov.add("/run/netns/none", bdf, **SETTINGS)
         assert (state(card), link(name)) == before
-        assert await sriov.journal.records.all(KIND) == []
+        assert await sriov.on_record() == []
 
 
 async def test_the_pod_is_gone_before_its_del(card: Card, space: Callable[[], Space], tmp_path: Path) -> None:
@@ -214,4 +139,63 @@ async def test_a_vf_for_dpdk(card: Card, space: Callable[[], Space], tmp_path: P
     async with delegate(tmp_path) as sriov:
         await sriov(Command.DEL, pod.path, bdf, **SETTINGS, ipam=sriov.ipam("10.9.0.1/24"))
         assert state(card) == before
-        assert await sriov.journal.records.all(KIND) == []
+        assert await sriov.on_record() == []
+
+
+async def test_of_two_that_want_one_vf_one_gets_it(card: Card, space: Callable[[], Space], tmp_path: Path) -> None:
+    bdf, before = card.vf(0), look(card)
+    pods = [space(), space()]
+    won: list[int] = []
+    lost: list[int] = []
+
+    async with delegate(tmp_path) as sriov:
+
+        async def want(number: int) -> None:
+            try:
+                await sriov.add(pods[number].path, bdf, container=f"c{number}", vlan=number + 1)
+                won.append(number)
+            except AllocatedError:
+                lost.append(number)
+
+        for _ in range(3):
+            async with anyio.create_task_group() as group:
+                for number in (0, 1):
+                    group.start_soon(want, number)
+            assert sorted(won + lost) == [0, 1]
+            assert len(won) == 1
+            assert state(card).vlan == won[0] + 1
+            assert [sorted(namespaces.interface_names(pod.path)) for pod in pods] == [
+                ["lo", "net1"] if number in won else ["lo"] for number in (0, 1)
+            ]
+            for number in (*lost, *won):  # the loser's DEL takes nothing from the winner
+                await sriov(Command.DEL, pods[number].path, bdf, container=f"c{number}", vlan=number + 1)
+                assert ("net1" in namespaces.interface_names(pods[won[0]].path)) is (number in lost)
+            assert look(card) == before
+            won.clear()
+            lost.clear()
+
+
+async def test_vfs_of_one_card_do_not_wait_for_one_another(
+    card: Card, space: Callable[[], Space], tmp_path: Path
+) -> None:
+    """The address plugin of one hangs, between the kernel's changes; the other is attached and given back meanwhile."""
+    before, pods = look(card), [space(), space()]
+    hangs, go_on = anyio.Event(), anyio.Event()
+
+    async def ipam(plugin: str, call: Call) -> bytes:
+        if call.command is Command.ADD:
+            hangs.set()
+            await go_on.wait()
+            return b'{"cniVersion": "1.0.0", "ips": [{"address": "10.9.0.1/24"}]}'
+        return b""
+
+    async with delegate(tmp_path, ipam=ipam) as sriov:
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(sriov.add, pods[0].path, card.vf(0), vlan=5, ipam={"type": "slow"}))
+            await hangs.wait()
+            await sriov.add(pods[1].path, card.vf(1), container="c2", vlan=6)
+            assert (state(card, 0).vlan, state(card, 1).vlan) == (5, 6)
+            await sriov(Command.DEL, pods[1].path, card.vf(1), container="c2", vlan=6)
+            go_on.set()
+        await sriov(Command.DEL, pods[0].path, card.vf(0), vlan=5, ipam={"type": "slow"})
+    assert look(card) == before

@@ -1,11 +1,19 @@
 """Frames between VFs, inside a card and over the wire: what a VLAN and a MAC set on a VF do to them."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tests.vm.guest.hardware import Card, bind, run, until
+import anyio
+import anyio.to_thread
+import pytest
+
+from multus.cni.request import Command
+from tests.vm.guest.attached import delegate, with_carrier_meanwhile
+from tests.vm.guest.hardware import Card, run, until
 
 if TYPE_CHECKING:
     from tests.vm.guest.hardware import Hardware, Space
@@ -47,14 +55,22 @@ def test_frames_pass_inside_a_card_and_over_the_wire(hardware: "Hardware", space
     until(lambda: first.reaches("10.9.0.3"), "the other end of the wire, both in the VLAN")
 
 
-def test_mac_vlan_and_priority_are_on_the_wire(hardware: "Hardware", space: "Callable[[], Space]") -> None:
+@pytest.mark.anyio
+async def test_what_a_pod_was_given_is_on_the_wire(
+    hardware: "Hardware", space: "Callable[[], Space]", tmp_path: Path
+) -> None:
+    """MAC, VLAN and priority, as the other card gets them; and after DEL no such frame."""
     near, far = hardware.cards[:2]
-    bdf = near.create(1)[0]
-    run(f"ip link set {near.netdev} vf 0 mac 02:aa:bb:cc:dd:01")
-    run(f"ip link set {near.netdev} vf 0 vlan 7 qos 3")
-    bind(bdf, "")  # the VF's driver takes up a MAC that was set through the PF when it is bound
-    until(lambda: near.vf_netdev(0), "the VF's interface")
-    pod = space()
+    (bdf,) = await with_carrier_meanwhile(near, 1)
+    pod, mac = space(), "02:aa:bb:cc:dd:01"
+    async with delegate(tmp_path) as sriov:
+        wanted: dict[str, Any] = {"mac": mac, "vlan": 7, "vlanQoS": 3, "ipam": sriov.ipam("10.9.0.1/24")}
+        await sriov.add(pod.path, bdf, **wanted)
+        seen = await anyio.to_thread.run_sync(frame, far, mac, lambda: pod.reaches("10.9.0.2"))
+        assert re.search(rf"{mac} > .*vlan 7, p 3", seen), seen
+        await sriov(Command.DEL, pod.path, bdf, **wanted)
     pod.take(near.vf_netdev(0), "10.9.0.1/24")
-    seen = frame(far, "02:aa:bb:cc:dd:01", lambda: pod.reaches("10.9.0.2"))
-    assert re.search(r"02:aa:bb:cc:dd:01 > .*vlan 7, p 3", seen), seen
+    own = str(json.loads(run(f"ip -n {pod.name} -j link show net1"))[0]["address"])
+    seen = await anyio.to_thread.run_sync(frame, far, own, lambda: pod.reaches("10.9.0.2"))
+    assert own != mac
+    assert "vlan" not in seen
