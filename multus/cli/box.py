@@ -81,6 +81,10 @@ class Sandbox:
 class Box:
     """The node. `settings` go over the daemon's; `env` is added to its environment."""
 
+    patience = 30.0
+    """Seconds for multusd, and for whatever else is waited for."""
+    pause = 0.005
+    """Seconds between two looks."""
     probe = b"GET /readyz HTTP/1.1\r\nHost: box\r\n\r\n"
 
     def __init__(
@@ -291,18 +295,19 @@ class Box:
             found += [f"file {path.name}" for path in directory.rglob("*") if path.is_file()]
         return found
 
-    def wait(self, condition: Callable[[], object], what: str, *, seconds: float = 30.0) -> None:
+    def wait(self, condition: Callable[[], object], what: str, *, seconds: float = 0.0) -> None:
         """Poll until the condition holds.
 
         :raises BoxError: it never did; the end of the daemon's log is in the message.
         """
+        seconds = seconds or self.patience
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if condition():
                 return
             if self.daemon is not None and self.daemon.poll() is not None:
                 raise BoxError(f"multusd ended with {self.daemon.returncode} while waiting for {what}: {self._tail()}")
-            time.sleep(0.005)
+            time.sleep(self.pause)
         raise BoxError(f"waited {seconds:g} s for {what}: {self._tail()}")
 
     def _answers(self) -> bool:

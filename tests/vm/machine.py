@@ -41,12 +41,22 @@ class Ending:
     seconds: float
 
 
-def command(image: Image, tree: Path, out: Path, sockets: Path) -> list[str]:
+def command(image: Image, tree: Path, out: Path, sockets: Path, *, processors: int) -> list[str]:
     """QEMU's command line. `tree` is a tar file, `out` a directory shared with the machine."""
     kernel = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off audit=0 nokaslr intel_iommu=on"
     # An emulator that gets no processor for a while is no sign of a broken clock, which the guest would then change.
     kernel += " clocksource=tsc tsc=reliable no_timer_check nowatchdog"
-    words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-svm", "-M", "q35", "-smp", "2"]
+    words = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max,-svm",
+        "-M",
+        "q35",
+        "-smp",
+        str(processors),
+    ]
     words += ["-m", MEMORY, "-nodefaults", "-display", "none", "-no-reboot", "-action", "panic=exit-failure"]
     words += ["-serial", f"file:{out / 'console'}", "-device", "pvpanic-pci"]
     words += ["-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", kernel]
@@ -71,11 +81,19 @@ def command(image: Image, tree: Path, out: Path, sockets: Path) -> list[str]:
     return words
 
 
-def run(image: Image, tree: Path, out: Path, *, limit: float, say: Callable[[str], None]) -> Ending:
+def run(image: Image, tree: Path, out: Path, *, processors: int, limit: float, say: Callable[[str], None]) -> Ending:
     """Boot, wait for the end, and leave no process. `say` gets every line of the console as it comes."""
     begin = time.monotonic()
     # The kernel kills it when this process dies, whatever it dies of.
-    guarded = ["nice", "-n", "5", "setpriv", "--pdeathsig", "KILL", *command(image, tree, out, out.parent)]
+    guarded = [
+        "nice",
+        "-n",
+        "5",
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        *command(image, tree, out, out.parent, processors=processors),
+    ]
     (out / "console").touch()
     with (out / "qemu.log").open("wb") as log:
         qemu = subprocess.Popen(guarded, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -9,6 +9,9 @@ from multus.cli.box import IPAM_DIR, Box, BoxError, Sandbox
 class Node(Box):
     """A box without namespaces of its own."""
 
+    patience = 120.0
+    pause = 0.1
+
     def __enter__(self) -> Self:
         for path in (self.manifests, self.conf_dir, self.autoconf_dir, self.state, self.ipam, self.socket_dir):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
