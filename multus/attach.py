@@ -158,7 +158,9 @@ class Attacher:
         await self._half_done(key, position, encode_result(result, SUPPORTED[-1]))
 
     async def take_down(self, sandbox: Sandbox, only: Iterable[int] | None = None) -> None:
-        """Delete every attachment (or `only` those positions), dependents first, and go on past failures.
+        """Delete every attachment (or `only` those positions), and go on past failures.
+
+        Dependents first, unless neither minds: the kernel removes a pod's interfaces together in the time of one.
 
         Cannot be cancelled, and ends by its deadline.
 
@@ -168,11 +170,12 @@ class Attacher:
         with from_devices():
             netns = await anyio.to_thread.run_sync(_live_netns, sandbox)
         finished = {item.position: anyio.Event() for item in chosen}
+        orderless = {item.position for item in chosen if self._is_orderless(item)}
         failures: dict[int, tuple[Attachment, Exception]] = {}
 
         async def run(item: Attachment) -> None:
             for other in chosen:
-                if item.position in other.after:
+                if item.position in other.after and not {item.position, other.position} <= orderless:
                     await finished[other.position].wait()
             try:
                 with anyio.fail_after(self._deadline):
@@ -190,6 +193,12 @@ class Attacher:
                     group.start_soon(run, item, name=f"detach {item.network}")
         if failures:
             raise TakeDownError([failures[position] for position in sorted(failures, reverse=True)])
+
+    def _is_orderless(self, item: Attachment) -> bool:
+        try:
+            return self._chain.is_orderless(parse_conf(item.conf, where=f"journal of {item.network}"))
+        except MultusError:  # its own take-down tells of it
+            return False
 
     async def _take_down_one(self, sandbox: Sandbox, item: Attachment, netns: str) -> None:
         conf = parse_conf(item.conf, where=f"journal of {item.network}")

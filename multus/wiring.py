@@ -19,7 +19,7 @@ from multus.attach import Attacher, unmeasured
 from multus.byhand import ByHand
 from multus.commands import Commands
 from multus.delegates.chain import Chain
-from multus.delegates.native.registry import chosen, native_delegates
+from multus.delegates.native.registry import ORDERLESS, chosen, native_delegates
 from multus.delegates.passthru import passthru
 from multus.delegates.plugin import Runner
 from multus.delegates.sriov import Sriov
@@ -169,6 +169,7 @@ def _chain(settings: Callable[[], DaemonSettings], journal: Journal, boot_id: st
         runner,
         in_process={"passthru": passthru, "sriov": sriov, **native},
         bin_dirs=lambda: (settings().bin_dir,),
+        orderless=ORDERLESS & native.keys(),
     )
 
 

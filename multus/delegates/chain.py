@@ -5,7 +5,7 @@ Nothing is stored here: the journal keeps what a DEL needs.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -39,12 +39,21 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chain:
-    """Runs networks. A type in `in_process` is done there, any other by `runner`; `bin_dirs` is where binaries are."""
+    """Runs networks. A type in `in_process` is done there, any other by `runner`; `bin_dirs` is where binaries are.
+
+    The DEL of a type in `orderless` needs no other network of the pod, and none needs what it removes.
+    """
 
     def __init__(
-        self, runner: Delegate, *, in_process: Mapping[str, Delegate], bin_dirs: Callable[[], tuple[str, ...]]
+        self,
+        runner: Delegate,
+        *,
+        in_process: Mapping[str, Delegate],
+        bin_dirs: Callable[[], tuple[str, ...]],
+        orderless: Collection[str] = (),
     ) -> None:
         self._runner = runner
+        self._orderless = frozenset(orderless)
         self._in_process = in_process
         self._bin_dirs = bin_dirs
 
@@ -86,6 +95,11 @@ class Chain:
                     continue
                 failures.append(error)
         _raise_first(conf, failures)
+
+    def is_orderless(self, conf: NetworkConf) -> bool:
+        """Whether its DEL may run beside those of the pod's other networks, whatever they stand on."""
+        types = [each for plugin in conf.plugins for each in (plugin.type, ipam_type(plugin)) if each]
+        return all(each in self._orderless for each in types)
 
     async def release(self, conf: NetworkConf, target: Target) -> None:
         """DEL of the address plugins alone, for a network whose own plugins cannot carry out a DEL.

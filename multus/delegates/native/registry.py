@@ -31,6 +31,9 @@ _KINDS: Final[Mapping[str, type[Kind[Any, Any]]]] = {
 NATIVE: Final = tuple(sorted((*_KINDS, *IDLE, "host-device", "host-local", "static", "tuning")))
 """Types that can be done here."""
 
+ORDERLESS: Final = frozenset(NATIVE) - {"host-device"}
+"""Those whose DEL needs no other network of the pod, when they are done here."""
+
 _ELF: Final = b"\x7fELF"
 
 
