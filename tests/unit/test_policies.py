@@ -182,8 +182,7 @@ async def test_from_a_folder_to_vfs_and_pools(node: Node) -> None:
             "ens1": [(9000, "iavf")] * 2 + [(0, "vfio-pci")] * 2,
             "ens2": [(1500, "iavf")] * 2,
         }
-        await until(lambda: len(node.manager.statistics().pools) == 2)
-        assert [pool.healthy for pool in node.manager.statistics().pools] == [2, 4]
+        await until(lambda: [pool.healthy for pool in node.manager.statistics().pools] == [2, 4])
         assert len(await node.manager.allocate(DPDK, 2, owner="a")) == 2
 
 
