@@ -4,6 +4,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -109,7 +110,11 @@ def bind(bdf: str, name: str) -> None:
 
 def plugged() -> list[Card]:
     """Every PF in the machine whose driver is ready, by address."""
-    return [Card(path.parent) for path in sorted((PCI / "devices").glob("*/sriov_totalvfs")) if netdevs(path.parent)]
+    found = []
+    for path in sorted((PCI / "devices").glob("*/sriov_totalvfs")):
+        with suppress(FileNotFoundError, IndexError):  # udev gives its interface another name this moment
+            found.append(Card(path.parent))
+    return found
 
 
 class Hardware:

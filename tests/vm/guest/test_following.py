@@ -101,6 +101,7 @@ async def test_a_card_is_unplugged_and_comes_back(hardware: Hardware, qemu: Emul
             partial(qemu, "device_add", driver="igb", id=card.plug, bus=f"rp{number}", netdev=f"h{number}", mac=mac)
         )
         await anyio.to_thread.run_sync(until, lambda: card.bdf in {each.bdf for each in plugged()}, "the card")
+        run("udevadm settle --timeout=30")
         run(f"ip link set {card.netdev} up")
         vfs = await settled(card, 3)
         await known.until(healthy(*vfs), limit=20)
