@@ -34,22 +34,24 @@ PATIENCE: Final = 240
 TREE: Final = ("multus", "devices", "dpdk", "benchmarks", "tests", "deploy/examples", "pyproject.toml")
 GUEST: Final = Path(__file__).parent / "guest"
 SECONDS: Final = {
-    "binding": 45,
-    "by_hand": 40,
-    "differential": 70,
-    "dpdk": 35,
-    "drills": 100,
-    "following": 50,
-    "kubelet": 40,
-    "native_links": 35,
+    "binding": 40,
+    "by_hand": 55,
+    "differential": 75,
+    "dpdk": 45,
+    "drills": 95,
+    "following": 45,
+    "kubelet": 45,
+    "native_links": 40,
     "node": 60,
     "on_demand": 75,
-    "policies": 120,
-    "pools_differential": 35,
+    "policies": 115,
+    "pools_differential": 25,
     "sriov_delegate": 35,
     "vfw": 75,
 }
 """What a file of tests takes, roughly; others take 15. By this the files are shared out."""
+BENCHMARKS: Final = ("speed",)
+"""Files that run only when they are named."""
 OUTCOMES: Final = ("passed", "failed", "skipped")
 _RESULT = re.compile(r"^\s*(tests/\S+?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 _TOTALS = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$")
@@ -88,7 +90,8 @@ def shares() -> tuple[list[str], list[str]]:
     """All files of tests, in two halves that take as long."""
     halves: tuple[list[str], list[str]] = ([], [])
     takes = [0, 0]
-    seconds = {path: SECONDS.get(path.stem.removeprefix("test_"), 15) for path in sorted(GUEST.glob("test_*.py"))}
+    names = {path: path.stem.removeprefix("test_") for path in sorted(GUEST.glob("test_*.py"))}
+    seconds = {path: SECONDS.get(name, 15) for path, name in names.items() if name not in BENCHMARKS}
     for path in sorted(seconds, key=lambda each: -seconds[each]):
         shorter = takes.index(min(takes))
         halves[shorter].append(str(path.relative_to(image.ROOT)))
