@@ -1,7 +1,6 @@
 """Where a call's time went, as multusd tells on its socket: fetched, and drawn as bars."""
 
 import http.client
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,6 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from multus.cli import output
+from multus.cli.asking import Client
 from multus.cli.ready import AskError
 from multus.timeline import Span, Timeline
 
@@ -37,7 +37,7 @@ def kept(path: Path, container_id: str = "", *, timeout: float = 10.0) -> list[T
 
     :raises AskError: nobody answers within `timeout` seconds, or not with timelines.
     """
-    client = _Client(path, timeout)
+    client = Client(path, timeout)
     try:
         client.request("GET", f"/timelines?{urlencode({'container': container_id})}")
         answer = client.getresponse()
@@ -104,16 +104,3 @@ def _bar(span: Span, whole: float) -> str:
     first = min(int(span.begin / whole * _WIDE), _WIDE - 1)
     size = min(round((span.end - span.begin) / whole * _WIDE), _WIDE - first)
     return f"|{' ' * first}{'=' * size if size else '.'}".ljust(_WIDE + 1) + "|"
-
-
-class _Client(http.client.HTTPConnection):
-    """HTTP over the daemon's socket."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("multus", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))

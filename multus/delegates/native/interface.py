@@ -8,7 +8,6 @@ import logging
 import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
@@ -188,10 +187,6 @@ class InterfacePlugin(Generic[C, M]):
                 await self._ipam(conf.ipam, call)
             return
         with self._removals.announced(call.netns):
-            await self._removals.remove(plugin, call, after=partial(_give_back, lease) if lease is not None else None)
+            await self._removals.remove(plugin, call, after=lease.give_back if lease is not None else None)
         if conf.ipam and lease is None:
             await self._ipam(conf.ipam, call)
-
-
-def _give_back(lease: Lease) -> None:
-    lease.give_back()
