@@ -21,7 +21,7 @@ from benchmarks.bars import Bar, judge
 from benchmarks.nodes import DEFAULT, Thin, Upstream
 from benchmarks.phases import Shares, collect, print_shares, shares
 from benchmarks.plot import draw
-from benchmarks.rows import Memory, Row, make_row, print_limits, print_rows
+from benchmarks.rows import Memory, Row, make_row, print_limits, print_machine, print_rows
 from benchmarks.side import Batch, CallsFailedError, Contender, Side
 from multus.cli import output
 from multus.cli.box import Box
@@ -59,6 +59,7 @@ def main() -> None:
         held = [_memory(side, attaches) for side in sides if side.box.daemon is not None and side.name not in gave_up]
     bars = judge(rows, held)
     print_limits(rows)
+    print_machine(rows)
     print_shares(where)
     _report(rows, where, held, bars, gave_up, chosen, time.monotonic() - begin)
 

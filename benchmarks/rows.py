@@ -1,5 +1,6 @@
 """What was measured at a point, and how it is printed."""
 
+import os
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from multus.cli import output
 LIMITS: Final = ("by-hand", "kernel", "kernel-1")
 _HEADER: Final = (
     *("NETWORKS", "AT A TIME", "SIDE", "PODS", "ADD ms", "p99", "DEL ms", "p99", "ADD/s", "DEL/s"),
-    *("OWN CPU", "CPU ms", "+SHIM", "REQUESTS"),
+    *("OWN CPU", "CPU ms", "+SHIM", "CALLER", "REQUESTS"),
 )
 
 
@@ -21,8 +22,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One side at one point. Milliseconds a pod; CPU of ADD and DEL together; requests an ADD and DEL by kind.
 
     `networks` counts those beside the default one. `own_ms` is the daemon's CPU, `cpu_ms` that and its children's,
-    `shim_ms` what the caller executed. `server_busy` is the share of one core that the API server took: far below 1, or
-    it was the bottleneck.
+    `shim_ms` what the caller executed, `caller_ms` the caller's own. `server_busy` is the share of one core that the
+    API server took: far below 1, or it was the bottleneck. `busy` is how many cores each kept busy for the calls' time:
+    the daemon (with what it does after its answers), its plugins, the shim, the API server and the caller.
     """
 
     side: str
@@ -38,7 +40,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     own_ms: float
     cpu_ms: float
     shim_ms: float
+    caller_ms: float
     server_busy: float
+    busy: dict[str, float]
     requests: dict[str, float]
 
     @property
@@ -70,6 +74,14 @@ def make_row(name: str, adds: Sequence[Batch], dels: Sequence[Batch], *, network
     for batch in both:
         requests.update(batch.requests)
     pods = len(attach)
+    spent = sum(batch.spent for batch in both)
+    cpu = {
+        "daemon": sum(batch.own_cpu for batch in both),
+        "plugins": sum(batch.daemon_cpu - batch.own_cpu for batch in both),
+        "shim": sum(batch.shim_cpu for batch in both),
+        "server": sum(batch.server_cpu for batch in both),
+        "caller": sum(batch.caller_cpu for batch in both),
+    }
     return Row(
         side=name,
         networks=networks,
@@ -81,10 +93,12 @@ def make_row(name: str, adds: Sequence[Batch], dels: Sequence[Batch], *, network
         del_p99_ms=detach[int(len(detach) * 0.99)],
         adds_per_second=statistics.median(len(batch.calls) / batch.spent for batch in adds),
         dels_per_second=statistics.median(len(batch.calls) / batch.spent for batch in dels),
-        own_ms=sum(batch.own_cpu for batch in both) * 1000 / pods,
-        cpu_ms=sum(batch.daemon_cpu for batch in both) * 1000 / pods,
-        shim_ms=sum(batch.shim_cpu for batch in both) * 1000 / pods,
+        own_ms=cpu["daemon"] * 1000 / pods,
+        cpu_ms=(cpu["daemon"] + cpu["plugins"]) * 1000 / pods,
+        shim_ms=cpu["shim"] * 1000 / pods,
+        caller_ms=cpu["caller"] * 1000 / pods,
         server_busy=max(batch.server_cpu / batch.spent for batch in both),
+        busy={who: seconds / spent for who, seconds in cpu.items()},
         requests={what: count / pods for what, count in sorted(requests.items())},
     )
 
@@ -102,9 +116,23 @@ def print_rows(rows: Sequence[Row], *, header: bool) -> None:
             *(f"{value:.1f}" for value in (row.add_ms, row.add_p99_ms, row.del_ms, row.del_p99_ms)),
             *(f"{value:.1f}" for value in (row.adds_per_second, row.dels_per_second, row.own_ms, row.cpu_ms)),
             f"{row.all_cpu_ms:.1f}",
-            "-" if row.side in LIMITS else f"{row.per_attach:.2f}",
+            *(("-", "-") if row.side in LIMITS else (f"{row.caller_ms:.2f}", f"{row.per_attach:.2f}")),
         )
         print("  ".join(cell.rjust(9) for cell in cells), flush=True)
+
+
+def print_machine(rows: Sequence[Row]) -> None:
+    """Who took the machine while many pods came and went at a time."""
+    bursts = [row for row in rows if row.at_a_time > 1]
+    if bursts:
+        output.heading(f"Who took the machine in a burst: cores kept busy, of {os.cpu_count()}")
+        output.table(
+            ("NETWORKS", "AT A TIME", "SIDE", *(who.upper() for who in bursts[0].busy)),
+            [
+                (str(row.networks), str(row.at_a_time), row.side, *(f"{cores:.2f}" for cores in row.busy.values()))
+                for row in bursts
+            ],
+        )
 
 
 def print_limits(rows: Sequence[Row]) -> None:

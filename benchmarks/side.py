@@ -9,12 +9,12 @@ import os
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from benchmarks import caller
 from benchmarks.attach import NETWORKS, memory
 from benchmarks.nodes import PORT, Thin
 from multus.cli import runtime
@@ -34,7 +34,8 @@ class CallsFailedError(Exception):
 class Batch(msgspec.Struct, kw_only=True):
     """What one batch of pods cost, ADDs or DELs: seconds each and in all, CPU seconds, requests by what they were.
 
-    `own_cpu` is the daemon's, `daemon_cpu` that and its children's, `shim_cpu` that of what the caller executed.
+    `own_cpu` is the daemon's, `daemon_cpu` that and its children's, `shim_cpu` that of what the caller executed,
+    `caller_cpu` the caller's own (of a limit, `shim_cpu` has that too).
     """
 
     calls: list[float]
@@ -42,6 +43,7 @@ class Batch(msgspec.Struct, kw_only=True):
     own_cpu: float = 0.0
     daemon_cpu: float = 0.0
     shim_cpu: float
+    caller_cpu: float = 0.0
     server_cpu: float = 0.0
     requests: dict[str, int] = {}
 
@@ -172,37 +174,49 @@ class Side:
         :raises CallsFailedError: not all of them did what they should.
         """
         conf = self.box.conf()
+        programs = [self._program(command, sandbox) for sandbox in sandboxes]
         self.server.ask("requests")
-        before = self._cpu()
-        failures: list[MultusError] = []
-
-        def one(sandbox: Sandbox) -> float:
-            try:
-                return self.box.cni(command, sandbox, conf=conf).seconds
-            except MultusError as error:
-                failures.append(error)
-                return 0.0
-
-        with ThreadPoolExecutor(at_a_time) as pool:
-            begin = time.perf_counter()
-            calls = list(pool.map(one, sandboxes))
-            spent = time.perf_counter() - begin
-        if failures:
-            raise CallsFailedError(f"{len(failures)} of {len(calls)} {command}s failed: {failures[0]}")
+        before, own_before = self._cpu(), _used(resource.RUSAGE_SELF)
+        begin = time.monotonic()
+        try:
+            ended = caller.run(programs, stdin=conf, at_a_time=at_a_time)
+        except caller.CallerError as error:
+            raise CallsFailedError(f"{command}s failed: {error}") from error
+        spent = time.monotonic() - begin
+        caller_cpu = _used(resource.RUSAGE_SELF) - own_before
+        self._check_answers(command, ended)
         time.sleep(_SETTLE)
         own, daemon, shim, server = (after - first for after, first in zip(self._cpu(), before, strict=True))
         requests = self.server.ask("requests")
         if command == "ADD":
-            self.attached += len(calls)
+            self.attached += len(ended)
         return Batch(
-            calls=calls,
+            calls=[each.seconds for each in ended],
             spent=spent,
             own_cpu=own,
             daemon_cpu=daemon,
             shim_cpu=shim,
+            caller_cpu=caller_cpu,
             server_cpu=server,
             requests=dict(requests),
         )
+
+    def _program(self, command: str, sandbox: Sandbox) -> caller.Program:
+        shim = self.box.shim
+        # Upstream's thin one works in the caller's namespaces, so it has to be on the node.
+        enter = self.box.enter if isinstance(self.box, Thin) else []
+        env = runtime.environment(command, shim=shim, pod=sandbox.pod, netns=sandbox.netns)
+        return caller.Program(line=[*enter, str(shim)], env=env)
+
+    def _check_answers(self, command: str, ended: Sequence[caller.Ended]) -> None:
+        failures = []
+        for each in sorted(ended, key=lambda one: one.end):
+            try:
+                runtime.read_answer(each.code, each.stdout, each.stderr, shim=self.box.shim)
+            except MultusError as error:
+                failures.append(error)
+        if failures:
+            raise CallsFailedError(f"{len(failures)} of {len(ended)} {command}s failed: {failures[0]}")
 
     def check(self, sandbox: Sandbox, secondaries: int) -> None:
         """Every interface is there with the address that the pod's status says, and the status names them all.
@@ -239,9 +253,8 @@ class Side:
         return self._cpu()[0]
 
     def _cpu(self) -> tuple[float, float, float, float]:
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         own, all_of_it = spent(self.box.daemon.pid) if self.box.daemon is not None else (0.0, 0.0)
-        return own, all_of_it, used.ru_utime + used.ru_stime, spent(self.server.pid)[0]
+        return own, all_of_it, _used(resource.RUSAGE_CHILDREN), spent(self.server.pid)[0]
 
 
 def check_addresses(who: str, sandbox: Sandbox, secondaries: int) -> dict[str, list[str]]:
@@ -274,3 +287,9 @@ def spent(pid: int) -> tuple[float, float]:
     """CPU seconds of a process, and with its children that have ended."""
     fields = [int(field) for field in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]]
     return sum(fields[:2]) / _TICK, sum(fields) / _TICK
+
+
+def _used(who: int) -> float:
+    """CPU seconds, of this process or of its children that have ended."""
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime

@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 import anyio
 import anyio.to_thread
 
-from devices import pools, portfiles
+from devices import pools, portfiles, vhost
 from devices.errors import DeviceError, Fault
 from devices.infofiles import InfoError, write_info
 from devices.inventory import VF, Inventory
@@ -17,6 +17,7 @@ from devices.kubelet.allocate import Device, Grant, preferred
 from devices.ledger import Ledger
 from devices.linux.nodes import read_nodes
 from devices.linux.sysfs import Sysfs
+from devices.offers import describe
 from devices.pool_config import VFIO, Pool, PoolConfig
 from devices.pools import Member, Pools
 
@@ -66,6 +67,7 @@ class Giver:
         self._given: dict[str, tuple[str, float]] = {}
         self._attached: Mapping[str, str] = {}
         self._withheld: dict[str, str] = {}
+        self._without_vhost: dict[str, tuple[str, ...]] = {}  # what was said to be missing, by resource
 
     async def allocate(
         self,
@@ -160,7 +162,8 @@ class Giver:
         holders = self.ledger.holders
         members = self.pools.members.get(pool.resource, ())
         return [
-            _device(member, pool, holders.get(member.device.bdf, ""), self._withholding(member)) for member in members
+            describe(member, pool, holder=holders.get(member.device.bdf, ""), withheld=self._withholding(member))
+            for member in members
         ]
 
     async def withhold(self, parents: Collection[str], reason: str) -> None:
@@ -228,6 +231,8 @@ class Giver:
 
         def prepare() -> list[Grant]:
             grants = []
+            wanted = [bdf for bdf, device in found.items() if pool.vhost(pools.candidate(device))]
+            with_vhost = wanted if wanted and self._has_vhost(pool) else ()
             for bdf, device in found.items():
                 if self._sysfs.read_one(bdf) is None:
                     raise PoolError(f"{bdf} of {pool.resource} is not there", retry=True)
@@ -236,7 +241,7 @@ class Giver:
                     id=bdf,
                     parent=device.pf if isinstance(device, VF) else "",
                     nodes=nodes,
-                    vhost=pool.vhost(pools.candidate(device)),
+                    vhost=bdf in with_vhost,
                     extra=pool.extra(bdf),  # noqa: S610 (no Django here)
                     ports=self._port_files(bdf) if pool.driver or nodes.group or nodes.uio else "",
                 )
@@ -248,6 +253,17 @@ class Giver:
             return grants
 
         return await anyio.to_thread.run_sync(prepare)
+
+    def _has_vhost(self, pool: Pool) -> bool:
+        """Whether the host has what `needVhostNet` gives; what it has not is said once, until that changes."""
+        absent = vhost.missing(self._sysfs)
+        if absent and self._without_vhost.get(pool.resource) != absent:
+            logger.warning(
+                "%s: needVhostNet, but this host has no %s, so pods get neither node: %s",
+                *(pool.resource, " and no ".join(absent), vhost.advice(absent)),
+            )
+        self._without_vhost[pool.resource] = absent
+        return not absent
 
     def _port_files(self, bdf: str) -> str:
         """Where a DPDK program will find its files; "" when there can be none."""
@@ -268,15 +284,3 @@ class Giver:
         if member.resource != resource:
             return f"it is in the pool {member.resource}"
         return member.reason or self._withholding(member) or "a pod uses it"
-
-
-def _device(member: Member, pool: Pool, holder: str, withheld: str) -> Device:
-    device = member.device
-    reason = member.reason or (f"{holder} has it" if holder else withheld)
-    return Device(
-        id=device.bdf,
-        healthy=not reason,
-        reason=reason,
-        numa=-1 if pool.exclude_topology else device.numa,
-        parent=device.pf if isinstance(device, VF) else device.bdf,
-    )

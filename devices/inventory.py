@@ -4,7 +4,10 @@ A VF is announced before its links exist. It is known as one all the same: by it
 the PF's SR-IOV capability foretells. Else it would pass for a NIC for a moment, and be offered as one.
 """
 
+from bisect import insort
 from collections.abc import Iterable, Mapping
+from itertools import compress
+from operator import is_not
 from typing import Final
 
 import msgspec
@@ -135,7 +138,39 @@ def guard(inventory: Inventory, guarded: Mapping[str, str]) -> Inventory:
     """The inventory with other guarded devices."""
     if guarded == inventory.guarded:
         return inventory
-    return build(inventory.records.values(), guarded=guarded)
+    by_bdf = dict(inventory.by_bdf)
+    others = {bdf for bdf, _ in guarded.items() ^ inventory.guarded.items()}
+    for pf in inventory.pfs:
+        here = [vf for vf in pf.vfs if vf.bdf in others]
+        if here or pf.bdf in others:
+            by_bdf.update((vf.bdf, msgspec.structs.replace(vf, guarded=guarded.get(vf.bdf, ""))) for vf in here)
+            vfs = tuple(vf for each in pf.vfs if isinstance(vf := by_bdf[each.bdf], VF))
+            by_bdf[pf.bdf] = msgspec.structs.replace(pf, guarded=guarded.get(pf.bdf, ""), vfs=vfs)
+    pfs = (each for pf in inventory.pfs if isinstance(each := by_bdf[pf.bdf], PF))
+    return Inventory(pfs=tuple(pfs), by_bdf=by_bdf, records=inventory.records, guarded=guarded)
+
+
+def changed(before: Inventory, after: Inventory) -> set[str]:
+    """The addresses of devices that came, went, or are other objects in the two: nothing else can be different."""
+    if before is after:
+        return set()
+    was, now = ({pf.bdf: pf for pf in each.pfs} for each in (before, after))
+    found: set[str] = set()
+    for bdf in was.keys() | now.keys():
+        old, new = was.get(bdf), now.get(bdf)
+        if old is not new:
+            found.add(bdf)
+            found |= _other_objects(old.vfs if old else (), new.vfs if new else ())
+    return found
+
+
+def _other_objects(before: tuple[VF, ...], after: tuple[VF, ...]) -> set[str]:
+    if len(before) == len(after):  # all but the changed ones are where they were: no set of all is made
+        pairs = zip(before, after, strict=True)
+        return {vf.bdf for pair in compress(pairs, map(is_not, before, after)) for vf in pair}
+    differing = set(map(id, before)) ^ set(map(id, after))
+    both = (*before, *after)
+    return {vf.bdf for vf in compress(both, map(differing.__contains__, map(id, both)))}
 
 
 def _same_vfs(was: PF, before: PciRecord, record: PciRecord, known: Mapping[str, PciRecord]) -> bool:
@@ -143,24 +178,26 @@ def _same_vfs(was: PF, before: PciRecord, record: PciRecord, known: Mapping[str,
 
     Those that it lists and that are not known come with events of their own, and likewise those that go.
     """
-    if _capability(before) == _capability(record):
-        return True
-    numbers = {vf.bdf: vf.index for vf in was.vfs}
-    agree = all(numbers.get(vf) == index or vf not in known for index, vf in record.virtfns)
-    return agree and all(known[vf].physfn == record.bdf for vf in numbers)
+    if _capability(before) != _capability(record):
+        return False  # it foretells other ones, and what passed for a NIC may be its VF
+    listed, now = set(before.virtfns), set(record.virtfns)
+    touched = {vf for _, vf in listed ^ now} & known.keys()
+    numbers = {vf.bdf: vf.index for vf in was.vfs if vf.bdf in touched} if touched else {}
+    agree = all(numbers.get(vf) == index or vf not in known for index, vf in now - listed)
+    return agree and all(known[vf].physfn == record.bdf and known[vf].vf_index >= 0 for vf in touched)
 
 
-def _capability(record: PciRecord) -> tuple[object, ...]:
-    """All by which other devices are known as its VFs."""
-    return record.virtfns, record.total_vfs, record.vf_offset, record.vf_stride
+def _capability(record: PciRecord) -> tuple[int, ...]:
+    """All by which a PF foretells the addresses of its VFs."""
+    return record.total_vfs, record.vf_offset, record.vf_stride
 
 
 def _with_pf(inventory: Inventory, known: Mapping[str, PciRecord], was: PF, record: PciRecord) -> Inventory:
     """A PF changed; its VFs do only if what they say of it did."""
-    changed, vfs = _pf(record, (), inventory.guarded), was.vfs
-    if (changed.netdev, changed.link_type) != (was.netdev, was.link_type):
+    pf, vfs = _pf(record, (), inventory.guarded), was.vfs
+    if (pf.netdev, pf.link_type) != (was.netdev, was.link_type):
         vfs = tuple(_vf(known[vf.bdf], record, inventory.guarded) for vf in was.vfs)
-    return _replace(inventory, known, msgspec.structs.replace(changed, vfs=vfs), vfs)
+    return _replace(inventory, known, msgspec.structs.replace(pf, vfs=vfs), vfs)
 
 
 def _with_vf(
@@ -170,18 +207,17 @@ def _with_vf(
     kept = [vf for vf in home.vfs if vf.bdf != bdf]
     if record is None:
         return _replace(inventory, known, msgspec.structs.replace(home, vfs=tuple(kept)), (), gone=bdf)
-    changed = _vf(record, known[home.bdf], inventory.guarded)
-    kept.append(changed)
-    kept.sort(key=_order)
-    return _replace(inventory, known, msgspec.structs.replace(home, vfs=tuple(kept)), (changed,))
+    vf = _vf(record, known[home.bdf], inventory.guarded)
+    insort(kept, vf, key=_order)
+    return _replace(inventory, known, msgspec.structs.replace(home, vfs=tuple(kept)), (vf,))
 
 
 def _replace(
-    inventory: Inventory, known: Mapping[str, PciRecord], pf: PF, changed: Iterable[VF], *, gone: str = ""
+    inventory: Inventory, known: Mapping[str, PciRecord], pf: PF, vfs: Iterable[VF], *, gone: str = ""
 ) -> Inventory:
     by_bdf = {**inventory.by_bdf, pf.bdf: pf}
     by_bdf.pop(gone, None)
-    by_bdf.update((vf.bdf, vf) for vf in changed)
+    by_bdf.update((vf.bdf, vf) for vf in vfs)
     pfs = tuple(pf if each.bdf == pf.bdf else each for each in inventory.pfs)
     return Inventory(pfs=pfs, by_bdf=by_bdf, records=known, guarded=inventory.guarded)
 

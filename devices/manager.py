@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Final
 import anyio
 import anyio.abc
 import anyio.to_thread
-import msgspec
 
 from devices import guard, pools
 from devices.config import ConfigError
+from devices.documents import Documents
 from devices.errors import DeviceError
 from devices.giving import Giver, Held
-from devices.infofiles import InfoError, remove_stale
 from devices.inventory import Inventory
-from devices.ledger import Allocation, Ledger, Memory, Store
+from devices.ledger import Ledger, Memory, Store
 from devices.linux.sysfs import Sysfs
 from devices.linux.uevents import RESCAN, Change, Uevents
 from devices.offering import Offering
@@ -29,7 +28,8 @@ from devices.offers import Bell
 from devices.policy_pools import joined
 from devices.pool_config import PoolConfig
 from devices.pool_file import follow, read_config
-from devices.pools import Member, Pools
+from devices.pooled import Pooled
+from devices.pools import Pools
 from devices.scout import Scout
 from devices.statistics import Statistics
 
@@ -44,12 +44,13 @@ _AGAIN: Final = 1.0  # seconds before a look that failed is tried again
 Events = Callable[[], AbstractAsyncContextManager[AsyncIterator[Change]]]
 
 
-class Manager:
+class Manager(Pooled):
     """`config` is upstream's config.json, None for none; `kubelet` None on a node without one; `info` the directory of
     device-info.
 
     `held` tells which devices pods use; they keep their pools. `reasons` tells why the node needs an interface.
     `changed` rings after each change of inventory, pools or allocations. `more` makes further pools of the hardware.
+    `gathering` is for how long events are waited for after the first, in seconds.
     """
 
     def __init__(
@@ -64,46 +65,26 @@ class Manager:
         reasons: Callable[[], Mapping[str, str]] = guard.read,
         events: Events | None = None,
         clock: Callable[[], float] = time.time,
+        gathering: float = _BURST,
     ) -> None:
+        sysfs = sysfs or Sysfs()
+        super().__init__(Giver(sysfs=sysfs, info=info, ledger=Ledger(store or Memory()), held=held, clock=clock))
         self.changed = Bell()
         self.more: Callable[[Inventory], PoolConfig] | None = None
         self._file = PoolConfig()
         self._path = config
-        self._sysfs = sysfs or Sysfs()
         self._kubelet = kubelet
-        self._scout = Scout(self._sysfs, reasons)
-        self._open_events = events or (lambda: Uevents(self._sysfs.root))
-        ledger = Ledger(store or Memory())
-        self._giver = Giver(sysfs=self._sysfs, info=info, ledger=ledger, held=held, clock=clock)
-        self._info = info
-        self._known: set[str] = set()  # resources, also those that are no pools any more
-        self._offering = Offering(self._giver, kubelet)
+        self._scout = Scout(sysfs, reasons)
+        self._open_events = events or (lambda: Uevents(sysfs.root))
+        self._documents = Documents(info)
+        self._offering = Offering(self._giver, kubelet, given=self._documents.expect)
+        self._gathering = gathering
         self._refreshing = anyio.Lock()
         self._assigned = False
         self._pending: set[Change] = set()
         self._news = Bell()
         self._said: frozenset[str] = frozenset()
         self._events = self._refreshes = self._reloads = self._refused = 0
-
-    @property
-    def config(self) -> PoolConfig:
-        """The pools in force."""
-        return self._giver.config
-
-    @property
-    def inventory(self) -> Inventory:
-        """The hardware as it was last seen."""
-        return self._giver.inventory
-
-    @property
-    def pools(self) -> Pools:
-        """Which device is in which pool."""
-        return self._giver.pools
-
-    @property
-    def allocations(self) -> tuple[Allocation, ...]:
-        """What was given out here."""
-        return self._giver.ledger.allocations
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow hardware and configuration until cancelled; started when the pools are there.
@@ -158,7 +139,8 @@ class Manager:
     async def withholding(self, parents: Collection[str], reason: str) -> AsyncIterator[None]:
         """Nothing of these PFs is given out within the block. When it ends, what became of them has been looked at."""
         await self._giver.withhold(parents, reason)
-        self._publish()
+        self._offering.withhold(parents, reason)
+        self.changed.ring()
         try:
             yield
         finally:
@@ -168,26 +150,8 @@ class Manager:
                 except DeviceError as error:
                     logger.error("a change of devices is not taken over yet: %s", error)
                 await self._giver.withhold(parents, "")
-                self._publish()
-
-    async def allocate(
-        self,
-        resource: str,
-        count: int,
-        *,
-        owner: str,
-        wanted: Sequence[str] = (),
-        more: bool = False,
-        avoid: Mapping[str, str] | None = None,
-    ) -> tuple[str, ...]:
-        """As `Giver.allocate`."""
-        devices = await self._giver.allocate(resource, count, owner=owner, wanted=wanted, more=more, avoid=avoid)
-        self._publish()
-        return devices
-
-    async def choose(self, resource: str, count: int, *, owner: str, avoid: Mapping[str, str]) -> tuple[str, ...]:
-        """As `Giver.choose`."""
-        return await self._giver.choose(resource, count, owner=owner, avoid=avoid)
+                self._offering.withhold(parents, "")
+                self.changed.ring()
 
     async def release(self, owner: str) -> tuple[str, ...]:
         """As `Giver.release`."""
@@ -199,7 +163,7 @@ class Manager:
 
     async def drop(self, device: str) -> str:
         """As `Giver.drop`."""
-        owner = await self._giver.drop(device)
+        owner = await super().drop(device)
         if owner:
             await self._tidy()
             self._publish()
@@ -228,7 +192,7 @@ class Manager:
             seen = self._news.rung
             if not self._pending:
                 await self._news.wait(seen)
-            await anyio.sleep(_BURST)
+            await anyio.sleep(self._gathering)
             changes, self._pending = self._pending, set()
             try:
                 await self._refresh(changes)
@@ -248,39 +212,35 @@ class Manager:
 
     async def _assign(self) -> None:
         """From the inventory to pools and offers; whoever calls holds `_refreshing`."""
-        held = await self._giver.in_use()
+        held, before = await self._giver.in_use(), self.pools
         config = self._file if self.more is None else joined(self._file, self.more(self.inventory))
-        if config == self._giver.config:  # the same object lets `assign` ask only about what changed
+        if config == self._giver.config:  # the same object lets `reassign` ask only about what changed
             config = self._giver.config
-        before = msgspec.structs.replace(self.pools, by_bdf={**self._remembered(held), **self.pools.by_bdf})
-        was = self._members() if self._assigned else None
-        self._giver.config = config
-        self._giver.pools = pools.assign(self.inventory, config, before=before, held=held.keys())
-        self._assigned = True
-        self._warn((*config.warnings, *self.pools.overlaps))
-        self._known |= {pool.resource for pool in config.pools}
-        if was != self._members():
+        after, moved = pools.reassign(before, self.inventory, config, held=held)
+        self._giver.config, self._giver.pools = config, after
+        self._warn((*config.warnings, *after.overlaps))
+        await self._offering.follow(moved)
+        self._documents.resources |= {pool.resource for pool in config.pools}
+        if not self._assigned:
             await self._tidy()
-        await self._offering.follow()
+        elif elsewhere := _elsewhere(before, after, moved):
+            await self._tidy(elsewhere)
+        self._assigned = True
         self.changed.ring()
 
-    def _members(self) -> dict[str, str]:
-        return {bdf: member.resource for bdf, member in self.pools.by_bdf.items()}
+    async def _tidy(self, moved: Collection[str] | None = None) -> None:
+        await self._documents.tidy(self.pools, lambda: self._giver.used, moved)
 
-    def _remembered(self, held: Mapping[str, str]) -> dict[str, Member]:
-        """What is in use has a pool, also after a restart: its driver may have been changed for its pod since."""
-        known = self.inventory.by_bdf
-        return {bdf: Member(device=known[bdf], resource=held[bdf]) for bdf in held.keys() & known.keys() if held[bdf]}
-
-    async def _tidy(self) -> None:
-        """Remove what device-info says of devices that are not in that pool any more, and that nobody uses."""
-        try:
-            await anyio.to_thread.run_sync(remove_stale, self._info, self._known, self._members(), self._giver.used)
-        except InfoError as error:
-            logger.warning("%s", error)
+    def _gave(self, resource: str, devices: Sequence[str] | None) -> None:
+        if devices is None:
+            self._documents.doubt()
+        else:
+            self._documents.expect(resource, devices)
+            self._publish()
 
     def _publish(self) -> None:
-        self._offering.publish()
+        """Offer the devices as they are given out now."""
+        self._offering.publish_holders()
         self.changed.ring()
 
     def _warn(self, said: Iterable[str]) -> None:
@@ -289,3 +249,10 @@ class Manager:
         for each in sorted(now - self._said):
             logger.warning("%s", each)
         self._said = now
+
+
+def _elsewhere(before: Pools, after: Pools, moved: Iterable[str]) -> set[str]:
+    """Those of them that are in another pool now or in none, and what is not in use any more."""
+    pairs = ((bdf, before.by_bdf.get(bdf), after.by_bdf.get(bdf)) for bdf in moved)
+    found = {bdf for bdf, was, now in pairs if was and (now is None or now.resource != was.resource)}
+    return found | (before.held.keys() - after.held.keys()) if before.held is not after.held else found

@@ -17,6 +17,8 @@ from devices.linux.vfs import NO_MAC, SetMac, SetRate, Step, VFState, describe
 from devices.vf_plan import (
     VFConfig,
     VFError,
+    as_shown,
+    asked,
     difference,
     plan_restore,
     plan_vf,
@@ -31,6 +33,8 @@ __all__ = [
     "VFConfig",
     "VFError",
     "apply",
+    "as_shown",
+    "asked",
     "difference",
     "locate",
     "plan_restore",
@@ -131,14 +135,18 @@ def read_state(kernel: Kernel, place: Place) -> VFState | None:
     return kernel.states(place.pf_ifindex).get(place.index) if place.pf_ifindex else None
 
 
-def apply(kernel: Kernel, place: Place, steps: Sequence[Step]) -> None:
-    """Carry out the steps, each read back; after a failure those before it stand, for `restore` to undo.
+def apply(kernel: Kernel, place: Place, steps: Sequence[Step]) -> VFState | None:
+    """Carry out the steps, each read back; the VF as the last one left it, None when there were none.
+
+    After a failure those before it stand, for `restore` to undo.
 
     :raises VFError: the driver refused one, or took it without effect.
     :raises KernelError: the PF could not be read.
     """
+    now: VFState | None = None
     for step in steps:
-        _carry_out(kernel, place, step)
+        now = _carry_out(kernel, place, step)
+    return now
 
 
 def restore(kernel: Kernel, place: Place, original: VFState, touched: Collection[str], *, own_mac: str = "") -> None:
@@ -171,7 +179,7 @@ def _put_back(kernel: Kernel, place: Place, step: Step, own_mac: str) -> None:
         _carry_out(kernel, place, SetMac(mac=own_mac))
 
 
-def _carry_out(kernel: Kernel, place: Place, step: Step) -> None:
+def _carry_out(kernel: Kernel, place: Place, step: Step) -> VFState:
     now: VFState | None = None
     for attempt in range(TRIES):
         if attempt:
@@ -184,7 +192,7 @@ def _carry_out(kernel: Kernel, place: Place, step: Step) -> None:
             raise _refused(place, step, error) from error
         now = kernel.states(place.pf_ifindex).get(place.index)
         if now is not None and took(step, now):
-            return
+            return now
     shown = reading(step, now) if now is not None else "no such VF"
     raise VFError(
         f"the driver of {place.pf_netdev} took {describe(step)} for VF {place.index} ({place.bdf}), but has {shown}",

@@ -51,28 +51,32 @@ class VFConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_tx: int | None = None
 
 
-def plan_vf(original: VFState, wanted: VFConfig) -> tuple[Step, ...]:
-    """The changes that make a VF as wanted, in order; none for what it is already, which some drivers refuse to set.
+def asked(original: VFState, wanted: VFConfig) -> tuple[Step, ...]:
+    """Every setting that is asked for, in order. Of the two rates, one that is not given is as the VF has it.
 
     :raises VFError: rates that contradict one another.
     """
     steps: list[Step] = []
     if wanted.vlan is not None:
-        tag = (wanted.vlan, wanted.qos, wanted.proto)
-        # Where there is no VLAN, its protocol says nothing.
-        have = (original.vlan, original.qos, original.proto if original.vlan else wanted.proto)
-        if tag != have:
-            steps.append(SetVlan(vlan=wanted.vlan, qos=wanted.qos, proto=wanted.proto))
-    if wanted.mac is not None and wanted.mac != original.mac:
+        steps.append(SetVlan(vlan=wanted.vlan, qos=wanted.qos, proto=wanted.proto))
+    if wanted.mac is not None:
         steps.append(SetMac(mac=wanted.mac))
     steps += _rates(original, wanted)
-    if wanted.spoofchk is not None and wanted.spoofchk != original.spoofchk:
+    if wanted.spoofchk is not None:
         steps.append(SetSpoofchk(on=wanted.spoofchk))
-    if wanted.trust is not None and wanted.trust != original.trust:
+    if wanted.trust is not None:
         steps.append(SetTrust(on=wanted.trust))
-    if wanted.link_state is not None and wanted.link_state != original.link_state:
+    if wanted.link_state is not None:
         steps.append(SetLinkState(state=wanted.link_state))
     return tuple(steps)
+
+
+def plan_vf(original: VFState, wanted: VFConfig) -> tuple[Step, ...]:
+    """The changes that make a VF as wanted, in order; none for what it is already, which some drivers refuse to set.
+
+    :raises VFError: rates that contradict one another.
+    """
+    return tuple(step for step in asked(original, wanted) if not _has(step, original))
 
 
 def plan_restore(original: VFState, now: VFState, touched: Collection[str]) -> tuple[Step, ...]:
@@ -105,13 +109,39 @@ def touched_by(steps: Sequence[Step]) -> tuple[str, ...]:
     return tuple(group for group in _GROUPS if group in tags)
 
 
-def difference(wanted: VFConfig, now: VFState) -> list[str]:
-    """A sentence for each setting that is not as wanted."""
-    found = []
-    for step in plan_vf(now, wanted):
-        if not took(step, now):
-            found.append(f"it has {reading(step, now)} instead of {describe(step)}")
-    return found
+def difference(steps: Sequence[Step], now: VFState) -> list[str]:
+    """A sentence for each setting that is not as it was made. What a driver does not tell is no difference."""
+    return [f"it has {reading(step, now)} instead of {describe(step)}" for step in steps if not _stands(step, now)]
+
+
+def as_shown(step: SetRate, now: VFState) -> SetRate:
+    """The rates that the driver made of those, where it rounds and tells."""
+    return SetRate(
+        min_tx=step.min_tx if now.min_tx is None else now.min_tx,
+        max_tx=step.max_tx if now.max_tx is None else now.max_tx,
+    )
+
+
+def _has(step: Step, now: VFState) -> bool:
+    """Whether the VF is known to have it already."""
+    match step:
+        case SetVlan():  # where there is no VLAN, its protocol says nothing
+            return (now.vlan, now.qos, now.proto if now.vlan else step.proto) == (step.vlan, step.qos, step.proto)
+        case SetMac():
+            return now.mac == step.mac
+        case SetRate():
+            return (now.min_tx, now.max_tx) == (step.min_tx, step.max_tx)
+        case SetSpoofchk():
+            return now.spoofchk == step.on
+        case SetTrust():
+            return now.trust == step.on
+        case SetLinkState():
+            return now.link_state == step.state
+
+
+def _stands(step: Step, now: VFState) -> bool:
+    """As `took`, of what was read back once: another rate than that is no rounding."""
+    return as_shown(step, now) == step if isinstance(step, SetRate) else took(step, now)
 
 
 def took(step: Step, now: VFState) -> bool:
@@ -152,14 +182,11 @@ def reading(step: Step, now: VFState) -> str:
 def _rates(original: VFState, wanted: VFConfig) -> list[Step]:
     if wanted.min_tx is None and wanted.max_tx is None:
         return []
-    before = (original.min_tx or 0, original.max_tx or 0)
-    least = before[0] if wanted.min_tx is None else wanted.min_tx
-    most = before[1] if wanted.max_tx is None else wanted.max_tx
+    least = (original.min_tx or 0) if wanted.min_tx is None else wanted.min_tx
+    most = (original.max_tx or 0) if wanted.max_tx is None else wanted.max_tx
     if most and least > most:
         raise VFError(
             f"min_tx_rate {least} is above max_tx_rate {most}",
             hint="of these two, the one that the configuration does not give is as the VF has it",
         )
-    if (least, most) == before and None not in (original.min_tx, original.max_tx):
-        return []
     return [SetRate(min_tx=least, max_tx=most)]

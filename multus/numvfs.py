@@ -1,14 +1,17 @@
 """How many virtual functions a NIC has, set by hand: planned of the hardware as it is, and carried out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import msgspec
 
 from devices import guard, inventory, policy
 from devices.errors import DeviceError
 from devices.inventory import PF, Inventory
 from devices.linux.pci import SYSFS
 from devices.linux.sysfs import Sysfs
-from devices.policy import Plan, describe
+from devices.policy import Change, Plan, Policy, describe
+from devices.policy_steps import title
 from dpdk.kernel import Kernel
 from multus import uses
 from multus.byhand_asks import ByHandError, Made
@@ -24,6 +27,26 @@ def has_vfs(sysfs: Path, bdf: str) -> bool:
     """Whether there are any that somebody could use. Blocks."""
     record = Sysfs(sysfs).read_one(bdf)
     return record is not None and record.num_vfs > 0
+
+
+def refuse_managed(found: Inventory, pf: PF, count: int, policies: Sequence[Policy]) -> None:
+    """See that no policy of this node would make another number of VFs of it again.
+
+    One that is externallyManaged leaves the number to people; one that cannot be carried out undoes nothing.
+
+    :raises ByHandError: one would; the message names it.
+    """
+    if count == pf.num_vfs:
+        return  # nothing will be changed, and so nothing undone
+    then = msgspec.structs.replace(pf, num_vfs=count, vfs=())
+    plan = policy.plan_policies(Inventory(pfs=(then,), by_bdf={pf.bdf: then}), policies)
+    counts = [step for step in plan.steps if step.change is Change.NUMVFS]
+    if counts:
+        wanted = counts[-1]
+        raise ByHandError(
+            f"{title(pf)}: policy {wanted.policy} says that it has {wanted.value} VFs, and would undo this",
+            hint=f"change numVfs of SriovNetworkNodePolicy {wanted.policy}; `multusctl vf plan` says what that does",
+        )
 
 
 def set_count(sysfs: Path, bdf: str, count: int, recorded: Mapping[str, str], *, dry: bool) -> Made:

@@ -56,7 +56,20 @@ def call(
 
     :raises CNIError: what it answered. :raises RuntimeFailure: it cannot be run, or answered with nonsense.
     """
-    env = {
+    env = {**environment(command, shim=shim, pod=pod, netns=netns, ifname=ifname), **(extra or {})}
+    begin = time.perf_counter()
+    try:
+        line = [*enter, str(shim)]
+        done = subprocess.run(line, input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeFailure(f"cannot run {shim}: {error}", hint="is it there? multusctl install, or --shim") from None
+    seconds = time.perf_counter() - begin
+    return Outcome(result=read_answer(done.returncode, done.stdout, done.stderr, shim=shim), seconds=seconds)
+
+
+def environment(command: str, *, shim: Path, pod: Pod, netns: str, ifname: str = "eth0") -> dict[str, str]:
+    """What a runtime tells the plugin about a call: all of its environment."""
+    return {
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": container_id(pod),
@@ -65,21 +78,21 @@ def call(
         "CNI_PATH": str(shim.parent),
         "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={pod.namespace};K8S_POD_NAME={pod.name};"
         f"K8S_POD_INFRA_CONTAINER_ID={container_id(pod)};K8S_POD_UID={pod.uid}",
-        **(extra or {}),
     }
-    begin = time.perf_counter()
+
+
+def read_answer(code: int, stdout: bytes, stderr: bytes, *, shim: Path) -> dict[str, Any]:
+    """The result's JSON, empty for all but ADD, from how the plugin ended.
+
+    :raises CNIError: what it answered. :raises RuntimeFailure: it answered with nonsense.
+    """
+    if code != 0:
+        raise _failure(stdout, stderr)
     try:
-        line = [*enter, str(shim)]
-        done = subprocess.run(line, input=conf, env=env, capture_output=True, check=False, timeout=_LIMIT)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RuntimeFailure(f"cannot run {shim}: {error}", hint="is it there? multusctl install, or --shim") from None
-    seconds = time.perf_counter() - begin
-    if done.returncode != 0:
-        raise _failure(done.stdout, done.stderr)
-    try:
-        return Outcome(result=json.loads(done.stdout) if done.stdout.strip() else {}, seconds=seconds)
+        result: dict[str, Any] = json.loads(stdout) if stdout.strip() else {}
     except ValueError:
-        raise RuntimeFailure(f"{shim} printed what is no JSON: {done.stdout[:200]!r}") from None
+        raise RuntimeFailure(f"{shim} printed what is no JSON: {stdout[:200]!r}") from None
+    return result
 
 
 def runtime_conf(data: bytes, *, where: str) -> bytes:

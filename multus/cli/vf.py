@@ -1,4 +1,7 @@
-"""`multusctl vf`: virtual functions by hand. What would cut the node off, or take a VF from who uses it, is refused."""
+"""`multusctl vf`: virtual functions by hand.
+
+What would cut the node off, take a VF from who uses it, or be undone by a policy is refused.
+"""
 
 import argparse
 from typing import Any
@@ -14,7 +17,7 @@ from multus.cli.places import add_arguments, places
 from multus.cli.vf_direct import carry_out, create
 from multus.cli.vf_uses import VfError
 from multus.errors import from_devices
-from multus.numvfs import look
+from multus.numvfs import look, refuse_managed
 
 
 def add_parser(subparsers: Any) -> None:
@@ -78,10 +81,12 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    pf = _find(look(Sysfs(arguments.sysfs)), arguments.device)
+    where, found = places(arguments), look(Sysfs(arguments.sysfs))
+    pf = _find(found, arguments.device)
     if isinstance(pf, VF):
         raise VfError(f"{pf.bdf} is a VF itself", hint=f"its PF is {pf.pf_netdev or pf.pf}")
-    made = create(places(arguments), Ask(device=pf.bdf, count=arguments.count, dry=arguments.dry_run))
+    refuse_managed(found, pf, arguments.count, vf_policies.of_node(where.settings, found))
+    made = create(where, Ask(device=pf.bdf, count=arguments.count, dry=arguments.dry_run))
     if not made.changed:
         for line in made.lines:
             print(output.printable(line))

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -11,11 +11,9 @@ import msgspec
 
 from devices import pools
 from devices.giving import Giver
-from devices.inventory import Inventory
-from devices.ledger import Allocation, Ledger, Memory, Store
+from devices.ledger import Ledger, Memory, Store
 from devices.linux.sysfs import Sysfs
-from devices.pool_config import PoolConfig
-from devices.pools import Pools
+from devices.pooled import Pooled
 from multus.byhand import ByHand
 from multus.byhand_asks import Ask, ByHandError, Given, Made, Operation
 from multus.cli import asking, vf_uses
@@ -71,17 +69,15 @@ def _have_done(where: Places, operation: Operation, ask: Ask, kind: type[T]) -> 
     return msgspec.json.decode(found[0], type=kind)
 
 
-class Direct:
+class Direct(Pooled):
     """Pools without a daemon: of the hardware as it is at this moment, the configuration, and the journal."""
 
     def __init__(self, where: Places, store: Store) -> None:
-        self._where = where
-        sysfs = Sysfs(where.sysfs)
+        sysfs, info = Sysfs(where.sysfs), Path(where.settings.device_info_dir)
         self._ledger = Ledger(store)
-        self._store = store
+        super().__init__(Giver(sysfs=sysfs, info=info, ledger=self._ledger, held=self._held))
+        self._where = where
         self._sandboxes = read_journal(where.journal) if where.journal.exists() else []
-        info = Path(where.settings.device_info_dir)
-        self._giver = Giver(sysfs=sysfs, info=info, ledger=self._ledger, held=self._held)
         self._giver.inventory = look(sysfs)
 
     async def load(self) -> None:
@@ -109,51 +105,9 @@ class Direct:
             self.make_pools()
         return await hand.answer(operation, msgspec.json.encode(ask))
 
-    @property
-    def config(self) -> PoolConfig:
-        """The pools."""
-        return self._giver.config
-
-    @property
-    def inventory(self) -> Inventory:
-        """The hardware."""
-        return self._giver.inventory
-
-    @property
-    def pools(self) -> Pools:
-        """Which device is in which pool."""
-        return self._giver.pools
-
-    @property
-    def allocations(self) -> tuple[Allocation, ...]:
-        """What was given out."""
-        return self._ledger.allocations
-
-    async def allocate(
-        self, resource: str, count: int, *, owner: str, more: bool, avoid: Mapping[str, str]
-    ) -> tuple[str, ...]:
-        """As `Giver.allocate`."""
-        return await self._giver.allocate(resource, count, owner=owner, more=more, avoid=avoid)
-
-    async def choose(
-        self,
-        resource: str,
-        count: int,
-        *,
-        owner: str,
-        wanted: Sequence[str] = (),
-        avoid: Mapping[str, str] | None = None,
-    ) -> tuple[str, ...]:
-        """As `Giver.choose`."""
-        return await self._giver.choose(resource, count, owner=owner, wanted=wanted, avoid=avoid or {})
-
     async def note(self, owner: str, resource: str, devices: Sequence[str]) -> None:
         """Have it in mind that `owner` has these."""
         await self._ledger.give(owner, resource, devices, now=0.0)
-
-    async def drop(self, device: str) -> str:
-        """As `Giver.drop`."""
-        return await self._giver.drop(device)
 
     def withholding(self, parents: Sequence[str], reason: str) -> AbstractAsyncContextManager[None]:
         """Nobody else gives anything out meanwhile."""

@@ -1,4 +1,4 @@
-"""`multusctl vf plan`: what the policies for SR-IOV would change on this node now. Nothing is changed."""
+"""The policies for SR-IOV for `multusctl vf`: those of this node, and (`vf plan`) what they would change on it now."""
 
 import argparse
 from collections.abc import Mapping
@@ -18,9 +18,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def show(settings: DaemonSettings, folder: Path | None, found: Inventory, held: Mapping[str, str]) -> int:
     """Say what the daemon would do, or what it would by the policies in `folder` instead of its own."""
-    inline = () if folder else settings.sriov_policies
-    folder = folder or (Path(settings.policies) if settings.policies else None)
-    policies = read_policies(folder, inline)
+    policies = _read(settings, folder)
     if not policies:
         output.note("there are no policies")
     mine = for_node(policies, labels(settings, found))
@@ -30,6 +28,20 @@ def show(settings: DaemonSettings, folder: Path | None, found: Inventory, held: 
     for line in describe(plan_policies(found, mine, held), found):
         print(output.printable(line))
     return 0
+
+
+def of_node(settings: DaemonSettings, found: Inventory) -> tuple[Policy, ...]:
+    """Those that the daemon carries out on this node.
+
+    :raises MultusError: they cannot be read, or one is wrong.
+    """
+    return for_node(_read(settings, None), labels(settings, found))
+
+
+def _read(settings: DaemonSettings, folder: Path | None) -> tuple[Policy, ...]:
+    """Those of a folder; without one, the daemon's."""
+    inline = () if folder else settings.sriov_policies
+    return read_policies(folder or (Path(settings.policies) if settings.policies else None), inline)
 
 
 def _wanted(each: Policy) -> str:

@@ -5,9 +5,9 @@ the first change, every failure puts it back, DEL can be repeated until it succe
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import ClassVar, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
@@ -19,32 +19,23 @@ from dpdk.drivers import Binder
 from dpdk.kernel import Kernel
 from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command
-from multus.cni.result import Interface, Result, encode_result, parse_result
+from multus.cni.result import Result, encode_result, parse_result
 from multus.delegates.plugin import Call
 from multus.delegates.sriov_bind import give_back, plan_driver, rebased
+from multus.delegates.sriov_check import drift, told
 from multus.delegates.sriov_conf import SriovConf, outline, parse_sriov
-from multus.delegates.sriov_record import KIND, Record, Store, UpstreamFiles, decode_record, encode_record
-from multus.delegates.sriov_vf import PodKernel, Prepared, attach, drift, give_addresses, is_held, prepare, put_back
-from multus.errors import Fault, MultusError, from_devices
+from multus.delegates.sriov_errors import AllocatedError, DriftError, allocated, not_back
+from multus.delegates.sriov_record import KIND, Record, Store, UpstreamFiles, decode_record, encode_record, stale
+from multus.delegates.sriov_vf import PodKernel, attach, give_addresses, is_held, is_there, prepare, put_back, reported
+from multus.errors import MultusError, from_devices
+
+__all__ = ["AllocatedError", "DriftError", "Sriov"]
 
 logger = logging.getLogger(__name__)
 
 _CLEANUP: Final = 60.0  # seconds that undoing may take when the caller has given up; upstream's lock waits as long
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class AllocatedError(MultusError):
-    """The VF is another pod's; it may be free in a moment, when that is taken down."""
-
-    fault: ClassVar[Fault] = Fault.OPERATOR
-    retry: ClassVar[bool] = True
-
-
-class DriftError(MultusError):
-    """CHECK found a VF that is not as it was configured."""
-
-    fault: ClassVar[Fault] = Fault.KERNEL
 
 
 class Sriov:
@@ -70,6 +61,7 @@ class Sriov:
         self._upstream = upstream or UpstreamFiles()
         self._binder = binder or Binder(Kernel(), records)
         self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._adding: set[tuple[str, str]] = set()  # attachments, by container and interface
 
     async def __call__(self, plugin: str, call: Call) -> bytes:
         """Carry out a call; what the plugin would print.
@@ -78,13 +70,20 @@ class Sriov:
         """
         match call.command:
             case Command.ADD:
-                return await self._add(call)
+                attachment = (call.container_id, call.ifname)
+                self._adding.add(attachment)
+                try:
+                    return await self._add(call)
+                finally:
+                    self._adding.discard(attachment)
             case Command.DEL:
                 await self._delete(call)
             case Command.CHECK:
                 await self._check(call)
-            case Command.STATUS | Command.GC:
+            case Command.STATUS:
                 await self._addresses_only(call)
+            case Command.GC:
+                await self._collect(call)
         return b""
 
     async def _add(self, call: Call) -> bytes:
@@ -103,8 +102,10 @@ class Sriov:
                     with from_devices():
                         await self._binder.apply_bind(plan)
                     prepared = await self._do(rebased, self._kernel, prepared)
-                netdev = await self._do(attach, self._kernel, prepared)
-                result = Result(interfaces=(_interface(call, prepared, netdev),))
+                record, netdev = await self._do(attach, self._kernel, prepared)
+                if record != prepared.record:
+                    await self._records.save(conf.device, KIND, encode_record(record))
+                result = Result(interfaces=(reported(call, prepared, netdev),))
                 ipam = conf.ipam
                 if ipam:
                     result = await self._address(conf, call, netdev, result)
@@ -146,22 +147,22 @@ class Sriov:
         record = await self._load(bdf)
         if record is not None:
             if await self._do(is_held, self._kernel, record, self._boot_id):
-                raise _allocated(bdf, f"container {record.container_id}, {record.ifname}")
+                raise allocated(bdf, f"container {record.container_id}, {record.ifname}")
             logger.warning("VF %s is taken over from container %s, which is gone", bdf, record.container_id)
             if not await self._release(record):
-                raise _not_back(bdf)
+                raise not_back(bdf)
         await self._claim_from_upstream(bdf)
 
     async def _claim_from_upstream(self, bdf: str) -> None:
         holder = await self._do(self._upstream.holder, bdf)
         if holder and await self._do(self._kernel.identity, holder) is not None:
-            raise _allocated(bdf, f"{holder}, by sriov-cni")
+            raise allocated(bdf, f"{holder}, by sriov-cni")
         left = await self._do(self._upstream.find, bdf) if holder else None
         if left is not None and not await self._do(put_back, self._kernel, left):
-            raise _not_back(bdf)
+            raise not_back(bdf)
         if holder:
-            stale = left or Record(bdf=bdf, container_id="", ifname="", netns=holder)
-            await self._do(self._upstream.forget, stale, claim=True)
+            gone = left or Record(bdf=bdf, container_id="", ifname="", netns=holder)
+            await self._do(self._upstream.forget, gone, claim=True)
 
     async def _delete(self, call: Call) -> None:
         about = outline(call.conf)
@@ -175,10 +176,7 @@ class Sriov:
             await self._give_up(call, about.device)
         except MultusError as error:
             failures.append(error)
-        for other in failures[1:]:
-            logger.warning("network %s: %s", about.name, other)
-        if failures:
-            raise failures[0]
+        _raise_first(about.name, failures)
 
     async def _give_up(self, call: Call, device: str) -> None:
         """Put back the VF of this attachment, if it has one: a late DEL finds another's, or none."""
@@ -236,16 +234,44 @@ class Sriov:
         record = await self._load(conf.device)
         if record is None or not record.is_of(call.container_id, call.ifname):
             raise DriftError(f"VF {conf.device} is not on record for {call.ifname} of container {call.container_id}")
-        problems = await self._do(drift, self._kernel, record, call.netns)
+        interface = told(call.conf, call.ifname, conf.cni_version)
+        problems = await self._do(drift, self._kernel, record, call.netns, interface)
         if problems:
             raise DriftError(f"VF {conf.device}: {'; '.join(problems)}")
         if conf.ipam:
             await self._runner(conf.ipam, call)
 
-    async def _addresses_only(self, call: Call) -> None:
-        """STATUS and GC: this plugin is always able, and leaves nothing that a DEL does not take; its IPAM may.
+    async def _collect(self, call: Call) -> None:
+        """GC: a DEL for each attachment on record that is not valid any more; then the address plugin's own.
 
-        An address plugin older than the command says that it does not know it (4), which is no trouble of its own.
+        One that is being made is newer than the list of the valid ones.
+
+        :raises MultusError: the first failure, after all were tried.
+        """
+        failures: list[MultusError] = []
+        for record in await stale(self._records, call.conf):
+            if (record.container_id, record.ifname) in self._adding:
+                continue
+            logger.warning(
+                "network %s: VF %s is taken back from %s of container %s, which is gone",
+                *(record.network, record.bdf, record.ifname, record.container_id),
+            )
+            try:
+                netns = record.netns if await self._do(is_there, self._kernel, record) else ""
+                whose = {"container_id": record.container_id, "netns": netns, "ifname": record.ifname}
+                await self._delete(msgspec.structs.replace(call, command=Command.DEL, **whose))
+            except MultusError as error:
+                failures.append(error)
+        try:
+            await self._addresses_only(call)
+        except MultusError as error:
+            failures.append(error)
+        _raise_first(outline(call.conf).name, failures)
+
+    async def _addresses_only(self, call: Call) -> None:
+        """STATUS, as this plugin is always able, and the address plugin's part of GC.
+
+        One older than the command says that it does not know it (4), which is no trouble of its own.
         """
         ipam = outline(call.conf).ipam
         if ipam:
@@ -272,24 +298,8 @@ class Sriov:
             return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
 
 
-def _allocated(bdf: str, holder: str) -> AllocatedError:
-    return AllocatedError(
-        f"pci address {bdf} is already allocated", hint=f"to {holder}; it is free when that pod's DEL is done"
-    )
-
-
-def _not_back(bdf: str) -> AllocatedError:
-    return AllocatedError(
-        f"VF {bdf}: its interface has not come back from the pod that had it",
-        hint="`lsns -t net` shows which processes keep that namespace",
-    )
-
-
-def _interface(call: Call, prepared: Prepared, netdev: Netdev | None) -> Interface:
-    """As upstream reports it: also for a program's VF, which is no interface in the pod but has its address told."""
-    record = prepared.record
-    if netdev is not None:
-        mac, mtu = netdev.mac, netdev.mtu
-    else:
-        mac, mtu = prepared.admin_mac, prepared.place.pf_mtu
-    return Interface(name=call.ifname, mac=mac, mtu=mtu, sandbox=call.netns, pci_id=record.bdf)
+def _raise_first(network: str, failures: Sequence[MultusError]) -> None:
+    for other in failures[1:]:
+        logger.warning("network %s: %s", network, other)
+    if failures:
+        raise failures[0]

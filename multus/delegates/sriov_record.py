@@ -17,8 +17,8 @@ from devices.linux.vfs import DOT1Q, QINQ, VFState
 from devices.vf import VFConfig
 from multus.cni import document
 from multus.cni.document import Document, DocumentError
-from multus.cni.request import check_container_id, check_ifname
-from multus.delegates.sriov_conf import SriovConfError
+from multus.cni.request import check_container_id, check_ifname, valid_attachments
+from multus.delegates.sriov_conf import SriovConfError, outline
 from multus.files import FileError, read_small, remove
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `netdev` is None for a VF that a program drives. `netns_id` is "" and `boot_id` "" where upstream did not say.
     `released`: the pod is gone, but the interface was nowhere to be found then. `driver` is the one that it has in the
     pod. `bound`: it was bound to that for this pod, by a record of the binder's own, and its interface had `own_mac`
-    before. `beside`: the pod's program works beside the kernel's driver.
+    before. `beside`: the pod's program works beside the kernel's driver. `rates` are the least and the most that it may
+    send, where the driver made others of those asked for.
     """
 
     bdf: str
@@ -78,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     bound: bool = False
     beside: bool = False
     own_mac: str = ""
+    rates: tuple[int, int] | None = None
 
     def is_of(self, container_id: str, ifname: str) -> bool:
         """Whether it is that attachment's."""
@@ -91,6 +93,25 @@ _decoder = msgspec.json.Decoder(Record)
 def encode_record(record: Record) -> bytes:
     """The record for the store."""
     return _encoder.encode(record)
+
+
+async def stale(records: Store, conf: bytes) -> list[Record]:
+    """What is kept for attachments of this network that a GC's configuration does not list as valid.
+
+    Nothing when it lists none at all, not even an empty list: then nothing may be called stale.
+
+    :raises CNIError: the list cannot be read.
+    """
+    listed, name = valid_attachments(conf), outline(conf).name
+    if listed is None or not name:
+        return []
+    valid = {(each.container_id, each.ifname) for each in listed}
+    kept = [decode_record(key, data) for key, data in await records.all(KIND)]
+    return [
+        each
+        for each in kept
+        if each is not None and each.network == name and (each.container_id, each.ifname) not in valid
+    ]
 
 
 def decode_record(key: str, data: bytes) -> Record | None:

@@ -9,11 +9,23 @@ import msgspec
 from devices.errors import DeviceError, NamespaceError
 from devices.linux.addressing import NewRoute
 from devices.linux.netdevs import Netdev
-from devices.linux.vfs import NO_MAC, SetMac, Step, VFState
-from devices.vf import Kernel, Place, VFError, apply, difference, locate, plan_vf, read_state, restore, touched_by
-from devices.vf_netdev import find_in_pod, host_netdev, lend, take_back
+from devices.linux.vfs import NO_MAC, SetMac, SetRate, Step, VFState
+from devices.vf import (
+    Kernel,
+    Place,
+    VFError,
+    apply,
+    as_shown,
+    asked,
+    locate,
+    plan_vf,
+    read_state,
+    restore,
+    touched_by,
+)
+from devices.vf_netdev import host_netdev, lend, take_back
 from dpdk.plans import BIFURCATED, BindPlan
-from multus.cni.result import Result
+from multus.cni.result import Interface, Result
 from multus.delegates.plugin import Call
 from multus.delegates.sriov_conf import SriovConf
 from multus.delegates.sriov_record import Record
@@ -89,16 +101,33 @@ def prepare(kernel: PodKernel, conf: SriovConf, call: Call, boot_id: str, plan: 
     return Prepared(record=record, place=place, steps=steps, state=state or VFState())
 
 
-def attach(kernel: PodKernel, prepared: Prepared) -> Netdev | None:
-    """Make the VF as wanted and give it to the pod; its interface there, None for a VF that a program drives.
+def attach(kernel: PodKernel, prepared: Prepared) -> tuple[Record, Netdev | None]:
+    """Make the VF as wanted and give it to the pod: the record, another one when the driver rounded what was asked for,
+    and the interface there, None for a VF that a program drives.
 
     :raises DeviceError: what failed; `put_back` undoes what was done.
     """
-    record = prepared.record
-    apply(kernel, prepared.place, prepared.steps)
+    state = apply(kernel, prepared.place, prepared.steps)
+    record = _as_made(prepared.record, state) if state is not None else prepared.record
     if record.netdev is None:
-        return None
-    return lend(kernel, record.netdev, record.netns, record.ifname, record.wanted.mac)
+        return record, None
+    return record, lend(kernel, record.netdev, record.netns, record.ifname, record.wanted.mac)
+
+
+def _as_made(record: Record, state: VFState) -> Record:
+    for step in asked(record.original, record.wanted):
+        if isinstance(step, SetRate) and (shown := as_shown(step, state)) != step:
+            return msgspec.structs.replace(record, rates=(shown.min_tx, shown.max_tx))
+    return record
+
+
+def reported(call: Call, prepared: Prepared, netdev: Netdev | None) -> Interface:
+    """As upstream reports it: also for a program's VF, which is no interface in the pod but has its address told."""
+    if netdev is not None:
+        mac, mtu = netdev.mac, netdev.mtu
+    else:
+        mac, mtu = prepared.admin_mac, prepared.place.pf_mtu
+    return Interface(name=call.ifname, mac=mac, mtu=mtu, sandbox=call.netns, pci_id=prepared.record.bdf)
 
 
 def give_addresses(kernel: PodKernel, netns: str, netdev: Netdev, result: Result) -> None:
@@ -158,46 +187,6 @@ def is_there(kernel: PodKernel, record: Record) -> bool:
 def is_held(kernel: PodKernel, record: Record, boot_id: str) -> bool:
     """Whether the VF is in use by whoever is on record."""
     return not record.released and record.boot_id == boot_id and is_there(kernel, record)
-
-
-def drift(kernel: PodKernel, record: Record, netns: str) -> list[str]:
-    """A sentence for each difference between what was made and what is.
-
-    :raises DeviceError: it cannot be looked at.
-    """
-    try:
-        place = locate(kernel, record.bdf)
-    except VFError as error:
-        if error.gone:
-            return ["the device is gone"]
-        raise
-    problems = []
-    if place.driver != record.driver:
-        problems.append(f"its driver is {place.driver or 'none'} instead of {record.driver}")
-    state = read_state(kernel, place)
-    if state is not None:
-        problems += difference(record.wanted, state)
-    elif record.touched and "mac" not in record.touched:
-        problems.append("its PF does not tell its settings")
-    if kernel.identity(netns) != record.netns_id:
-        problems.append(f"{netns} is not the namespace that it was given to")
-    elif record.netdev is not None and not place.userspace:
-        problems += _interface_drift(kernel, record)
-    return problems
-
-
-def _interface_drift(kernel: PodKernel, record: Record) -> list[str]:
-    now = find_in_pod(kernel, record.bdf, record.netns, record.ifname)
-    if now is None:
-        return [f"its interface {record.ifname} is not in the pod"]
-    problems = []
-    if now.name != record.ifname:
-        problems.append(f"its interface is called {now.name} instead of {record.ifname}")
-    if record.wanted.mac is not None and now.mac != record.wanted.mac:
-        problems.append(f"{now.name} has MAC {now.mac} instead of {record.wanted.mac}")
-    if not now.up:
-        problems.append(f"{now.name} is down")
-    return problems
 
 
 def _without_pf(place: Place, steps: Sequence[Step], *, alone: bool) -> tuple[Step, ...]:

@@ -11,15 +11,24 @@ from benchmarks.curves import Point, flat, slopes
 from benchmarks.endurance import Sample, judge_samples
 from benchmarks.phases import split
 from benchmarks.plot import Panel, draw, page
-from benchmarks.rows import Memory, Row, make_row
+from benchmarks.rows import Memory, Row, make_row, print_machine, print_rows
 from benchmarks.side import Batch, CallsFailedError
 from multus.cli.box import Sandbox
 from multus.timeline import Span, Timeline
 
 
 def row(side: str, networks: int, at_a_time: int = 1, **changed: float) -> Row:
-    adds = [Batch(calls=[0.010, 0.030], spent=0.050, own_cpu=0.002, daemon_cpu=0.006, shim_cpu=0.002)]
-    dels = [Batch(calls=[0.020, 0.020], spent=0.080, daemon_cpu=0.002, shim_cpu=0.002, requests={"patch pods": 2})]
+    adds = [Batch(calls=[0.010, 0.030], spent=0.050, own_cpu=0.002, daemon_cpu=0.006, shim_cpu=0.002, caller_cpu=0.001)]
+    dels = [
+        Batch(
+            calls=[0.020, 0.020],
+            spent=0.080,
+            daemon_cpu=0.002,
+            shim_cpu=0.002,
+            server_cpu=0.026,
+            requests={"patch pods": 2},
+        )
+    ]
     made = make_row(side, adds, dels, networks=networks, at_a_time=at_a_time)
     return Row(**{**{name: getattr(made, name) for name in made.__struct_fields__}, **changed})
 
@@ -30,7 +39,27 @@ def test_a_row_is_per_pod() -> None:
     assert made.per_attach == 1
     assert [made.add_ms, made.del_ms] == pytest.approx([20, 20])
     assert [made.adds_per_second, made.dels_per_second] == pytest.approx([40, 25])
-    assert [made.own_ms, made.cpu_ms, made.all_cpu_ms] == pytest.approx([1, 4, 6])
+    assert [made.own_ms, made.cpu_ms, made.all_cpu_ms, made.caller_ms] == pytest.approx([1, 4, 6, 0.5])
+
+
+def test_who_took_the_machine_is_told_of_bursts(capsys: pytest.CaptureFixture[str]) -> None:
+    burst = row("ours", 2, 64)
+    assert burst.busy == pytest.approx(
+        {"daemon": 2 / 130, "plugins": 6 / 130, "shim": 4 / 130, "server": 0.2, "caller": 1 / 130}
+    )
+    print_machine([row("thick", 2, 1)])
+    assert capsys.readouterr().out == ""
+    print_machine([row("thick", 2, 1), burst])
+    _, _, header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NETWORKS", "AT", "A", "TIME", "SIDE", "DAEMON", "PLUGINS", "SHIM", "SERVER", "CALLER"]
+    assert [line.split() for line in lines] == [["2", "64", "ours", "0.02", "0.05", "0.03", "0.20", "0.01"]]
+
+
+def test_the_callers_own_cpu_is_in_the_table_but_of_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows([row("ours", 2), row("kernel", 2)], header=True)
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.endswith("CALLER   REQUESTS")
+    assert [line.split()[-3:] for line in lines] == [["6.0", "0.50", "1.00"], ["6.0", "-", "-"]]
 
 
 def test_bars_are_ratios_to_the_thick_daemon_at_the_same_point() -> None:

@@ -187,6 +187,68 @@ def test_when_the_kernel_refuses_the_old_vfs_come_back(node: Node, run: Run) -> 
     assert "nor can its 4 VFs be made again" in err
 
 
+def policy(name: str, num: int, **spec: object) -> dict[str, object]:
+    spec = {"resourceName": name, "numVfs": num, "nicSelector": {"pfNames": ["ens1"]}, **spec}
+    return {"metadata": {"name": name}, "spec": spec}
+
+
+ELSEWHERE = {"nodeSelector": {"rack": "8"}}
+PRESENT, ADDRESS = {"pfNames": ["ens1#0-3"]}, {"rootDevices": [PF]}
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("policies", "count", "refused_by"),
+    [
+        ([policy("fast", 4)], "6", "policy fast says that it has 4 VFs"),
+        ([policy("fast", 4)], "0", "policy fast says that it has 4 VFs"),
+        ([policy("fast", 4, nicSelector=PRESENT)], "6", "policy fast says that it has 4 VFs"),
+        ([policy("fast", 4, nicSelector=ADDRESS)], "6", "policy fast says that it has 4 VFs"),
+        ([policy("low", 4, priority=90), policy("high", 2, priority=1)], "6", "policy high says that it has 2 VFs"),
+        ([policy("few", 2), policy("many", 5)], "6", "policy many says that it has 5 VFs"),
+        ([policy("elsewhere", 2, **ELSEWHERE), policy("here", 5)], "6", "policy here says that it has 5 VFs"),
+        ([policy("fast", 6)], "6", ""),
+        ([policy("theirs", 6, externallyManaged=True)], "7", ""),
+        ([policy("elsewhere", 4, **ELSEWHERE)], "6", ""),
+        ([policy("another", 4, nicSelector={"pfNames": ["ens2"]})], "6", ""),
+        ([policy("impossible", 9)], "6", ""),
+        ([], "6", ""),
+    ],
+)
+def test_what_a_policy_would_undo_is_refused(
+    node: Node, run: Run, policies: list[dict[str, object]], count: str, refused_by: str, dry: list[str]
+) -> None:
+    node.set(sriovPolicies=policies, nodeLabels={"rack": "7"})
+    code, _, err = run("create", "ens1", count, *dry)
+    if refused_by:
+        assert (code, node.written) == (1, [])
+        assert f"ens1 ({PF}): {refused_by}, and would undo this" in err
+        name = refused_by.split()[1]
+        assert f"change numVfs of SriovNetworkNodePolicy {name}" in err
+    else:
+        assert (code, node.written) == (0, [] if dry else [0, int(count)])
+
+
+def test_policies_of_a_folder_count_too_and_must_be_understood(node: Node, run: Run) -> None:
+    folder = node.directory / "policies"
+    folder.mkdir()
+    node.set(policies=str(folder))
+    assert run("create", "ens1", "5")[0] == 0
+    (folder / "p.json").write_text(json.dumps(policy("fast", 4)))
+    code, _, err = run("create", "ens1", "6")
+    assert (code, node.written) == (1, [0, 5])
+    assert "policy fast says that it has 4 VFs" in err
+    (folder / "p.json").write_text("{")
+    code, _, err = run("create", "ens1", "6")
+    assert (code, node.written) == (1, [0, 5])
+    assert f"{folder / 'p.json'}" in err
+
+
+def test_what_is_there_is_not_made_again_whatever_policies_say(node: Node, run: Run) -> None:
+    node.set(sriovPolicies=[policy("fast", 6)])
+    assert run("create", "ens1", "4")[:2] == (0, "nothing to change\n")
+
+
 @pytest.mark.parametrize(
     ("device", "says"),
     [("ens2", 'did you mean "ens1"?'), ("ens1v0", "is a VF itself"), ("0000:99:00.0", "no NIC or VF")],

@@ -95,6 +95,22 @@ def test_a_nic_beside_a_pf_is_not_taken_for_its_vf(tmp_path: Path) -> None:
     assert [pf.bdf for pf in inventory.build(sysfs.read(), guarded={}).pfs] == [FIRST, "0000:03:00.2", "0000:03:00.6"]
 
 
+def test_a_nic_that_turns_out_to_have_vfs(tmp_path: Path) -> None:
+    """Its driver may say so late; what was taken for NICs beside it are its VFs then."""
+    fake, sysfs = _fake(tmp_path)
+    fake.pf(FIRST, netdev="e", total=4, num=2)
+    for index in range(2):
+        (fake.path(fake.vf_bdf(FIRST, index)) / "physfn").unlink()
+        (fake.path(FIRST) / f"virtfn{index}").unlink()
+    fake.set(FIRST, "sriov_totalvfs", "0")
+    found = inventory.build(sysfs.read(), guarded={})
+    assert len(found.pfs) == 3
+    fake.set(FIRST, "sriov_totalvfs", "4")
+    found = inventory.update(found, FIRST, sysfs.read_one(FIRST))
+    assert found == inventory.build(sysfs.read(), guarded={})
+    assert [vf.index for vf in _pf(found).vfs] == [0, 1]
+
+
 def test_a_vf_that_was_passed_in_without_its_pf_is_nobody_s(tmp_path: Path) -> None:
     fake, sysfs = _fake(tmp_path)
     fake.pf(FIRST, netdev="e", total=4, num=1)
@@ -162,6 +178,23 @@ def test_other_guarded_devices(tmp_path: Path) -> None:
     fake.pf(FIRST, netdev="e", total=4, num=2)
     found = inventory.guard(inventory.build(sysfs.read(), guarded={}), {FIRST: "a", fake.vf_bdf(FIRST, 1): "b"})
     assert [_pf(found).guarded, *(vf.guarded for vf in found.vfs)] == ["a", "", "b"]
+
+
+def test_what_changed_between_two(tmp_path: Path) -> None:
+    fake, sysfs = _fake(tmp_path)
+    fake.pf(FIRST, netdev="e", total=4, num=3)
+    fake.pf(SECOND, netdev="f", total=4, num=1)
+    before = inventory.build(sysfs.read(), guarded={})
+    vfs = [fake.vf_bdf(FIRST, index) for index in range(4)]
+    assert inventory.changed(before, before) == set()
+    assert inventory.changed(Inventory(), before) == before.by_bdf.keys() == inventory.changed(before, Inventory())
+    assert inventory.changed(before, inventory.update(before, vfs[1], None)) == {FIRST, vfs[1]}
+    fake.bind(vfs[2], "vfio-pci")
+    assert inventory.changed(before, inventory.update(before, vfs[2], sysfs.read_one(vfs[2]))) == {FIRST, vfs[2]}
+    fake.vf(FIRST, 3)
+    assert inventory.changed(before, inventory.update(before, vfs[3], sysfs.read_one(vfs[3]))) == {FIRST, vfs[3]}
+    assert inventory.changed(before, inventory.guard(before, {SECOND: "x"})) == {SECOND}
+    assert inventory.changed(before, inventory.guard(before, {vfs[0]: "x", "0000:09:00.0": "y"})) == {FIRST, vfs[0]}
 
 
 def _record(pf: int, index: int | None, *, linked: bool, driver: str, listed: tuple[int, ...]) -> PciRecord:

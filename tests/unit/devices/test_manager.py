@@ -547,6 +547,8 @@ async def test_information_that_cannot_be_written_keeps_nobody_waiting(
 async def test_with_a_kubelet(node: Node, tmp_path: Path) -> None:
     node.sysfs.bind(node.vf(0), "vfio-pci")
     node.sysfs.group(node.vf(0), 12)
+    for name in ("vhost-net", "tun"):
+        (node.sysfs.sys / "class/misc" / name).mkdir()
     node.pools(
         {
             "resourceName": "dpdk",

@@ -209,7 +209,7 @@ def test_fewer_vfs_is_a_smaller_pool_except_for_those_in_use(fake: FakeSysfs) ->
     wanted, held = config(resource()), fake.vf_bdf(PF, 3)
     before = assign(look(fake), wanted)
     fake.grow(PF, 2)
-    after = assign(look(fake), wanted, before=before, held={held})
+    after = assign(look(fake), wanted, before=before, held={held: ""})
     assert members(after) == {fake.vf_bdf(PF, 0): "", fake.vf_bdf(PF, 1): "", held: "it is not there"}
     assert list(members(assign(look(fake), wanted, before=after))) == [fake.vf_bdf(PF, 0), fake.vf_bdf(PF, 1)]
 
@@ -221,7 +221,7 @@ def test_a_device_in_use_stays_in_its_pool_whatever_driver_it_has(fake: FakeSysf
     bdf = fake.vf_bdf(PF, 0)
     before = assign(look(fake), wanted)
     fake.bind(bdf, "vfio-pci")
-    during = assign(look(fake), wanted, before=before, held={bdf})
+    during = assign(look(fake), wanted, before=before, held={bdf: ""})
     assert members(during, "intel.com/kernel")[bdf] == ""
     assert list(members(assign(look(fake), wanted, before=during), "intel.com/dpdk")) == [bdf]
 
@@ -244,9 +244,9 @@ def test_a_config_that_selects_less_takes_devices_out(fake: FakeSysfs) -> None:
     before = assign(look(fake), config(resource()))
     fake.bind(broken, "")
     fewer = config(resource(selectors={"pfNames": ["ens1f0#0"]}))
-    after = assign(look(fake), fewer, before=before, held={held})
+    after = assign(look(fake), fewer, before=before, held={held: ""})
     assert members(after) == {fake.vf_bdf(PF, 0): "", held: ""}
-    assert assign(look(fake), config(), before=after, held={held}).by_bdf == {}
+    assert assign(look(fake), config(), before=after, held={held: ""}).by_bdf == {}
 
 
 keys = st.text(max_size=5) | st.sampled_from(

@@ -25,6 +25,8 @@ from devices.vf import (
     VFConfig,
     VFError,
     apply,
+    as_shown,
+    asked,
     difference,
     locate,
     plan_restore,
@@ -118,7 +120,7 @@ def test_a_way_there_is_a_way_back(before: VFState, wanted: VFState) -> None:
     )
     steps = plan_vf(before, config)
     apply(kernel, place, steps)
-    assert difference(config, kernel.vfs[0]) == []
+    assert difference(asked(before, config), kernel.vfs[0]) == []
     restore(kernel, place, before, touched_by(steps))
     after = kernel.vfs[0]
     if not before.vlan:  # without a VLAN, its protocol says nothing
@@ -184,12 +186,34 @@ def test_everything_is_put_back_that_can_be() -> None:
     assert kernel.vfs[0] == msgspec.structs.replace(before, vlan=5)
 
 
-def test_rates_may_be_rounded_but_not_forgotten() -> None:
-    now = msgspec.structs.replace(FRESH, max_tx=100)
-    assert difference(VFConfig(max_tx=120), now) == []
-    assert difference(VFConfig(max_tx=120), FRESH) == [
-        "it has min_tx_rate 0 max_tx_rate 0 instead of min_tx_rate 0 max_tx_rate 120"
-    ]
+def test_rates_may_be_rounded_when_they_are_set_but_stay_what_they_became() -> None:
+    kernel = FakeKernel()
+    place = locate(kernel, vf_bdf(0))
+    wanted = SetRate(min_tx=0, max_tx=120)
+    kernel._set = lambda vf, step: kernel.vfs.update({vf: msgspec.structs.replace(FRESH, max_tx=100)})  # type: ignore[method-assign]
+    made = apply(kernel, place, [wanted])
+    assert made is not None
+    assert as_shown(wanted, made) == SetRate(min_tx=0, max_tx=100)
+    assert difference([as_shown(wanted, made)], made) == []
+    for now in (
+        FRESH,
+        msgspec.structs.replace(FRESH, max_tx=101),
+        msgspec.structs.replace(FRESH, min_tx=1, max_tx=100),
+    ):
+        assert difference([as_shown(wanted, made)], now) == [
+            f"it has min_tx_rate {now.min_tx} max_tx_rate {now.max_tx} instead of min_tx_rate 0 max_tx_rate 100"
+        ]
+    kernel._set = lambda vf, step: None  # type: ignore[method-assign]
+    kernel.vfs[0] = FRESH
+    with pytest.raises(VFError, match="but has min_tx_rate 0 max_tx_rate 0"):
+        apply(kernel, place, [wanted])
+
+
+def test_what_a_driver_does_not_tell_is_no_difference() -> None:
+    everything = VFConfig(
+        mac="02:00:00:00:00:01", vlan=9, spoofchk=False, trust=True, link_state="disable", min_tx=1, max_tx=2
+    )
+    assert difference(asked(FRESH, everything), VFState()) == []
 
 
 def test_where_a_vf_is() -> None:

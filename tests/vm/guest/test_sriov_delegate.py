@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -15,10 +15,58 @@ from multus.cni.request import Command
 from multus.delegates.plugin import Call
 from multus.delegates.sriov import AllocatedError, DriftError
 from multus.errors import NodeError
-from tests.vm.guest.attached import SETTINGS, delegate, link, look, state
+from tests.vm.guest.attached import SETTINGS, Delegate, delegate, link, look, state
 from tests.vm.guest.hardware import Card, Space, bind, run, until
 
 pytestmark = pytest.mark.anyio
+
+DRIFTS: Final = (
+    # What is done, what undoes it, and what CHECK says in between. igb has neither link states nor least rates.
+    (
+        "ip link set {pf} vf 0 vlan 7 qos 3",
+        "ip link set {pf} vf 0 vlan 100 qos 3",
+        "vlan 7 qos 3 proto 802.1Q instead of",
+    ),
+    (
+        "ip link set {pf} vf 0 vlan 100 qos 5",
+        "ip link set {pf} vf 0 vlan 100 qos 3",
+        "qos 5 proto 802.1Q instead of vlan",
+    ),
+    ("ip link set {pf} vf 0 vlan 0", "ip link set {pf} vf 0 vlan 100 qos 3", "vlan 0 qos 0 proto 802.1Q instead of"),
+    (
+        "ip link set {pf} vf 0 mac 02:aa:00:00:00:09",
+        "ip link set {pf} vf 0 mac 02:aa:00:00:00:01",
+        "it has mac 02:aa:00:00:00:09 instead of mac 02:aa:00:00:00:01",
+    ),
+    (
+        "ip link set {pf} vf 0 max_tx_rate 300",
+        "ip link set {pf} vf 0 max_tx_rate 200",
+        "it has min_tx_rate 0 max_tx_rate 300 instead of min_tx_rate 0 max_tx_rate 200",
+    ),
+    (
+        "ip link set {pf} vf 0 spoofchk on",
+        "ip link set {pf} vf 0 spoofchk off",
+        "it has spoofchk on instead of spoofchk off",
+    ),
+    ("ip link set {pf} vf 0 trust off", "ip link set {pf} vf 0 trust on", "it has trust off instead of trust on"),
+    (
+        "ip -n {pod} link set net1 address 02:aa:00:00:00:09",
+        "ip -n {pod} link set net1 address 02:aa:00:00:00:01",
+        "net1 has MAC 02:aa:00:00:00:09 instead of 02:aa:00:00:00:01",
+    ),
+    ("ip -n {pod} link set net1 mtu 1400", "ip -n {pod} link set net1 mtu 1500", "net1 has MTU 1400 instead of 1500"),
+    ("ip -n {pod} link set net1 down", "ip -n {pod} link set net1 up", "net1 is down"),
+    (
+        "ip -n {pod} link set net1 down name renamed",
+        "ip -n {pod} link set renamed name net1 up",
+        "its interface is called renamed instead of net1",
+    ),
+    (
+        "ip -n {pod} link set net1 netns {other}",
+        "ip -n {other} link set net1 netns {pod}; ip -n {pod} link set net1 up",
+        "its interface net1 is not in the pod",
+    ),
+)
 
 
 @pytest.fixture
@@ -69,6 +117,52 @@ async def test_a_kernel_vf_with_everything_and_back(
         for _ in range(2):
             await sriov(Command.DEL, pod.path, bdf, **SETTINGS, ipam=sriov.ipam("10.9.0.1/24"))
             assert (state(card), link(name)) == before
+        assert await sriov.on_record() == []
+
+
+async def drift(sriov: Delegate, *call: str) -> str:
+    """What CHECK finds; "" when it is content."""
+    try:
+        await sriov(Command.CHECK, *call, **SETTINGS)
+    except DriftError as error:
+        return error.message
+    return ""
+
+
+async def test_check_names_each_thing_that_is_different(card: Card, space: Callable[[], Space], tmp_path: Path) -> None:
+    """One attachment for all of them, as making one takes longer than a look at it."""
+    bdf, name = card.vf(0), card.vf_netdev(0)
+    before = state(card), link(name)
+    pod, other = space(), space()
+    names = {"pf": card.netdev, "pod": pod.name, "other": other.name}
+    async with delegate(tmp_path) as sriov:
+        await sriov.add(pod.path, bdf, **SETTINGS)
+        assert await drift(sriov, pod.path, bdf) == ""
+        for done, undone, sentence in DRIFTS:
+            run(done.format_map(names))
+            assert sentence in await drift(sriov, pod.path, bdf), done
+            for command in undone.format_map(names).split("; "):
+                run(command)
+            assert await drift(sriov, pod.path, bdf) == "", undone
+        await sriov(Command.DEL, pod.path, bdf, **SETTINGS)
+    assert (state(card), link(name)) == before
+
+
+async def test_gc_puts_back_what_is_not_valid(card: Card, space: Callable[[], Space], tmp_path: Path) -> None:
+    before, pods = look(card), [space(), space()]
+    async with delegate(tmp_path) as sriov:
+        await sriov.add(pods[0].path, card.vf(0), **SETTINGS)
+        await sriov.add(pods[1].path, card.vf(1), container="c2", vlan=6)
+    namespaces.delete(pods[0].name)
+    async with delegate(tmp_path) as sriov:  # the daemon was restarted meanwhile
+        for _ in range(2):
+            kept = {"cni.dev/valid-attachments": [{"containerID": "c2", "ifname": "net1"}]}
+            await sriov(Command.GC, "", card.vf(0), container="", **kept)
+            assert look(card) == {card.vf(0): before[card.vf(0)]}
+            assert await sriov.on_record() == [card.vf(1)]
+            await sriov(Command.CHECK, pods[1].path, card.vf(1), container="c2", vlan=6)
+        await sriov(Command.GC, "", card.vf(0), container="", **{"cni.dev/valid-attachments": []})
+        assert look(card) == before
         assert await sriov.on_record() == []
 
 
@@ -135,7 +229,14 @@ async def test_a_vf_for_dpdk(card: Card, space: Callable[[], Space], tmp_path: P
         assert [ip.address for ip in result.ips] == ["10.9.0.1/24"]
         assert namespaces.interface_names(pod.path) == ("lo",)
         assert state(card).vlan == 100
-        await sriov(Command.CHECK, pod.path, bdf, **SETTINGS)
+        assert await drift(sriov, pod.path, bdf) == ""
+        run(f"ip link set {card.netdev} vf 0 vlan 7 qos 3")
+        assert "it has vlan 7 qos 3 proto 802.1Q instead of vlan 100" in await drift(sriov, pod.path, bdf)
+        run(f"ip link set {card.netdev} vf 0 vlan 100 qos 3")
+        bind(bdf, "")
+        assert "its driver is igbvf instead of vfio-pci" in await drift(sriov, pod.path, bdf)
+        bind(bdf, "vfio-pci")
+        assert await drift(sriov, pod.path, bdf) == ""
     async with delegate(tmp_path) as sriov:
         await sriov(Command.DEL, pod.path, bdf, **SETTINGS, ipam=sriov.ipam("10.9.0.1/24"))
         assert state(card) == before
