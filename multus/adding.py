@@ -122,6 +122,8 @@ class Adder:
 
     async def _already(self, request: Request, net: NetConf) -> bytes | None:
         """What the journal knows of this very container: the answer to repeat, or leftovers, which are undone."""
+        if (request.container_id, request.ifname) not in self._journal:
+            return None
         with span("journal"):
             old = await self._journal.get((request.container_id, request.ifname))
         if old is None:
@@ -193,16 +195,19 @@ class Adder:
             )
         status = network_status(entries)
         result = corrected[sandbox.attachments[0].ifname]
+        recorded = self._journal.attached(
+            sandbox.key,
+            encode_result(result, SUPPORTED[-1]),
+            [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
+            status if pod.name else None,
+        )
+        written = bool(pod.name) and await self._write_status(pod, status)
         with span("journal"):
-            await self._journal.attached(
-                sandbox.key,
-                encode_result(result, SUPPORTED[-1]),
-                [(item.position, encode_result(corrected[item.ifname], SUPPORTED[-1])) for item in sandbox.attachments],
-                status if pod.name else None,
-            )
+            await recorded
         self._step("add:recorded")
+        if written:
+            self._journal.status_written(sandbox.key, status)
         if pod.name:
-            await self._write_status(sandbox, pod, status)
             await self._announce(sandbox, pod, corrected)
             for lack in told.lacks:
                 await self._cluster.event(
@@ -210,18 +215,20 @@ class Adder:
                 )
         return result
 
-    async def _write_status(self, sandbox: Sandbox, pod: Pod, status: str) -> None:
-        """One PATCH. A pod whose networks stand is not failed for an API server that is away: it is told later."""
+    async def _write_status(self, pod: Pod, status: str) -> bool:
+        """One PATCH; whether it is done.
+
+        A pod whose networks stand is not failed for an API server that is away: it is told later.
+        """
         try:
             with anyio.fail_after(_STATUS_WAIT), span("status"):
                 await self._cluster.set_network_status(pod, status)
         except (TimeoutError, ClusterError) as error:
             logger.warning("pod %s/%s: network-status is written later: %s", pod.namespace, pod.name, error)
             self._upkeep.wake()
-            return
+            return False
         self._step("add:status")
-        with suppress(JournalError), span("journal"):  # then it is written once more
-            await self._journal.status_written(sandbox.key, status)
+        return True
 
     async def _announce(self, sandbox: Sandbox, pod: Pod, results: Mapping[str, Result]) -> None:
         """An event for each interface, as upstream sends them, for whoever wants them: a request each."""
@@ -234,8 +241,10 @@ class Adder:
                 await self._cluster.event(pod, kind="Normal", reason="AddedInterface", message=message)
 
     async def _undo(self, sandbox: Sandbox, results: Mapping[int, Result]) -> None:
-        # Some plugins, as firewall, undo nothing without the result of the ADD.
+        # Some plugins, as firewall, undo nothing without the result of the ADD, or what the journal has of it.
         told = {position: encode_result(result, SUPPORTED[-1]) for position, result in results.items()}
+        with suppress(JournalError):
+            sandbox = await self._journal.get(sandbox.key) or sandbox
         sandbox = sandbox.with_results(told)
         try:
             await self._upkeep.remove(sandbox)

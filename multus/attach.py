@@ -1,13 +1,12 @@
 """The async core: carries a plan out, and takes down what stands.
 
-Delegates run concurrently, each as soon as those it waits for are done. The first failure calls off what has not
-started; the caller then takes everything down, in reverse. Taking down goes on past failures and says what could not
-be done.
+In which order networks are attached, and which of them together, is in `multus.attaching`. After a failure the caller
+takes everything down, in reverse. Taking down goes on past failures and says what could not be done.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -17,19 +16,23 @@ import anyio.to_thread
 
 from devices.linux.netns import identity, interface_names
 from multus import devinfo
+from multus.attaching import AttachError, Attaching
 from multus.cni.conf import NetworkConf, parse_conf
-from multus.cni.errors import CNIError, to_cni
 from multus.cni.result import SUPPORTED, Result, encode_result, parse_result
-from multus.delegates.chain import Chain, Target
+from multus.delegates.chain import NOTHING, Begin, Chain, Stretch, Target
 from multus.delegates.plugin import PluginError
+from multus.delegates.visit import Visit
 from multus.errors import Fault, MultusError, from_devices
 from multus.sandbox import Attachment, Sandbox
-from multus.slots import Priority, Slots
+from multus.slots import Priority, Queue, Slots
 from multus.timeline import span
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 5.0  # seconds that running delegates are given after another one failed
+__all__ = ["AttachError", "Attacher", "TakeDownError"]
+
+
+_VISITORS = 4
 
 Step = Callable[[str], None]
 """Told the name of every step that is about to be irrevocable; drills end the process there."""
@@ -49,23 +52,6 @@ HalfDone = Callable[[tuple[str, str], int, bytes], Awaitable[None]]
 
 async def forgotten(key: tuple[str, str], position: int, result: bytes) -> None:
     """Nobody keeps it."""
-
-
-class AttachError(MultusError):
-    """A network could not be attached; whatever had been was taken down again."""
-
-    fault: ClassVar[Fault] = Fault.PEER
-
-    def __init__(self, sandbox: Sandbox, attachment: Attachment, cause: Exception) -> None:
-        where = f"{sandbox.pod_namespace}/{sandbox.pod_name}/{sandbox.pod_uid}:{attachment.network}"
-        super().__init__(f'[{where}]: error adding container to network "{attachment.network}": {cause}')
-        self.cause = cause
-        self.attachment = attachment
-
-    def as_cni(self) -> CNIError:
-        """The delegate's own code and details, under a message that names the pod and the network."""
-        told = to_cni(self.cause)
-        return CNIError(told.code, self.message, told.details)
 
 
 class TakeDownError(MultusError):
@@ -101,55 +87,46 @@ class Attacher:
         self._step = step
         self._measure = measure
         self._half_done = half_done
+        self._queue = Queue()
 
     async def attach(self, sandbox: Sandbox, confs: Mapping[int, NetworkConf], results: dict[int, Result]) -> None:
         """Attach every network of the sandbox; `results` get each one's by position, also when others fail.
 
         :raises AttachError: for the first network that failed. Nothing is undone here: see `take_down`.
         """
-        finished = {item.position: anyio.Event() for item in sandbox.attachments}
-        waiting = {item.position: anyio.CancelScope() for item in sandbox.attachments}
-        failures: list[AttachError] = []
+        await Attaching(
+            sandbox,
+            results,
+            begin=lambda item: self._chain.begin(confs[item.position], _target(sandbox, item, sandbox.netns)),
+            visit=lambda item, work, visit: self._attach_there(item, confs[item.position], work, visit),
+            finish=lambda item, begun: self.attach_one(sandbox, item, confs[item.position], begun),
+            slots=self._slots,
+            queue=self._queue,
+        ).run()
 
-        async def run(item: Attachment) -> None:
-            async with AsyncExitStack() as held:
-                with waiting[item.position] as wait:
-                    if item.after:
-                        with span("after", ifname=item.ifname):
-                            for position in item.after:
-                                await finished[position].wait()
-                    with span("turn", ifname=item.ifname):
-                        await held.enter_async_context(self._slots.hold(Priority.ADD))
-                if wait.cancelled_caught:
-                    return
-                try:
-                    results[item.position] = await self.attach_one(sandbox, item, confs[item.position])
-                except MultusError as error:
-                    failures.append(AttachError(sandbox, item, error))
-                    for scope in waiting.values():
-                        scope.cancel()
-                    # What runs may finish: a plugin killed half way leaves more for its DEL than one that returned.
-                    group.cancel_scope.deadline = anyio.current_time() + _GRACE
-                else:
-                    finished[item.position].set()
-
-        async with anyio.create_task_group() as group:
-            for item in sandbox.attachments:
-                group.start_soon(run, item, name=f"attach {item.network}")
-        if failures:
-            # Several may fail at once: the earliest in the annotation is named, whichever came first.
-            raise min(failures, key=lambda failure: failure.attachment.position)
-
-    async def attach_one(self, sandbox: Sandbox, item: Attachment, conf: NetworkConf) -> Result:
-        """Attach one network."""
+    def _attach_there(self, item: Attachment, conf: NetworkConf, work: Begin, visit: Visit) -> Stretch:
+        """Attach one network, as far as that can be done on a visit to the pod; blocks."""
         if item.device_info:
+            devinfo.publish(self._devinfo, item.resource, item.device_id, item.device_info)
+        self._step(f"add:start:{item.position}")
+        with self._measure("ADD", item.network, _kind(conf)), span("network", item.network, item.ifname):
+            stretch = work(visit)
+        if stretch.is_whole:
+            self._step(f"add:done:{item.position}")
+        return stretch
+
+    async def attach_one(
+        self, sandbox: Sandbox, item: Attachment, conf: NetworkConf, begun: Stretch = NOTHING
+    ) -> Result:
+        """Attach one network, all of it or what is left of it."""
+        if item.device_info and not begun.plugins:
             await anyio.to_thread.run_sync(
                 devinfo.publish, self._devinfo, item.resource, item.device_id, item.device_info
             )
         self._step(f"add:start:{item.position}")
         with self._measure("ADD", item.network, _kind(conf)), span("network", item.network, item.ifname):
             note = partial(self._note, sandbox.key, item.position)
-            result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns), note=note)
+            result = await self._chain.add(conf, _target(sandbox, item, sandbox.netns), note=note, begun=begun)
         self._step(f"add:done:{item.position}")
         return result
 

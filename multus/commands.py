@@ -19,7 +19,7 @@ from multus.cni.result import SUPPORTED, at_least
 from multus.cni.versions import known
 from multus.delegates.chain import Chain
 from multus.errors import MultusError
-from multus.journal import Journal
+from multus.journal import Journal, JournalError
 from multus.kube.cluster import Cluster
 from multus.ports import Ports
 from multus.readiness import indicated, refuse_unindicated
@@ -143,7 +143,7 @@ class Commands:
             queued()
             if key in self._gone:
                 return
-            sandbox = await self._journal.get(key) or await self._forgotten(request, net)
+            sandbox = await self._taken(key) or await self._forgotten(request, net)
             if sandbox is not None:
                 if waited is not None and sandbox.failures > waited.failures and not net.retry_delete_on_error:
                     # A try failed meanwhile, and whoever made it was told. A hanging plugin would hang for each of us.
@@ -160,6 +160,12 @@ class Commands:
                 self._step("del:forgotten")
             await anyio.to_thread.run_sync(legacy.remove_legacy, Path(net.cni_dir), request.container_id)
             self._gone.add(key)
+
+    async def _taken(self, key: tuple[str, str]) -> Sandbox | None:
+        try:
+            return await self._journal.taken(key)
+        except JournalError:  # a full disk must not keep what a DEL would give back
+            return await self._journal.get(key)
 
     async def _forgotten(self, request: Request, net: NetConf) -> Sandbox | None:
         """A container that the journal does not know: attached by an earlier Multus, or its journal was lost."""

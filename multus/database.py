@@ -5,9 +5,10 @@ transaction are not touched. A disk that is full or gone fails the writers of th
 ones try anew, and reading goes on meanwhile.
 """
 
+import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
@@ -17,6 +18,8 @@ import anyio.to_thread
 import msgspec
 
 from multus.errors import Fault, MultusError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -37,6 +40,7 @@ class _Operation(msgspec.Struct, kw_only=True, eq=False):
     done: anyio.Event
     durable: bool = False
     reads: bool = False
+    posted: bool = False
     answer: Any = None
     error: Exception | None = None
 
@@ -81,22 +85,35 @@ class Database:
 
         :raises JournalError: it was not committed.
         """
-        answer: T = await self._do(_Operation(run=run, durable=durable, done=anyio.Event()))
-        return answer
+        return await self.begin(run, durable=durable)
+
+    def begin(self, run: Run[T], *, durable: bool = False) -> Awaitable[T]:
+        """As `write`, begun at once: what is returned is to be awaited for the answer."""
+        return self._answer(self._queued(_Operation(run=run, durable=durable, done=anyio.Event())))
+
+    def post(self, run: Run[object]) -> None:
+        """Have it written soon. What comes of it is told to nobody, but for a line in the log when it fails."""
+        if not self._closed:
+            self._queued(_Operation(run=run, posted=True, done=anyio.Event()))
 
     async def read(self, run: Run[T]) -> T:
         """The answer of `run`, which changes nothing; works with a full disk, too.
 
         :raises JournalError: it could not be read.
         """
-        answer: T = await self._do(_Operation(run=run, reads=True, done=anyio.Event()))
+        answer: T = await self._answer(self._queued(_Operation(run=run, reads=True, done=anyio.Event())))
         return answer
 
-    async def _do(self, operation: _Operation) -> Any:
+    def _queued(self, operation: _Operation) -> _Operation:
         if self._closed:
-            raise JournalError("the journal is closed")
-        self._queue.append(operation)
-        self._wake.set()
+            operation.error = JournalError("the journal is closed")
+            operation.done.set()
+        else:
+            self._queue.append(operation)
+            self._wake.set()
+        return operation
+
+    async def _answer(self, operation: _Operation) -> Any:
         try:
             await operation.done.wait()
         except anyio.get_cancelled_exc_class():
@@ -120,6 +137,8 @@ class Database:
                     )
                 for operation in batch:
                     operation.done.set()
+                    if operation.posted and operation.error is not None:
+                        logger.warning("%s", _wrap(operation.error))
 
     def _close(self) -> None:
         self._closed = True

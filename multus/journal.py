@@ -8,7 +8,7 @@ this process, for which the page cache suffices: after a power cut the boot id d
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class Journal:
     unless it is under way: then it happens all the same.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, known: Iterable[tuple[str, str]] = ()) -> None:
         self._database = database
+        self._known = set(known)
 
     @classmethod
     @asynccontextmanager
@@ -63,7 +64,7 @@ class Journal:
         :raises JournalError: when it cannot be opened, or is of a newer schema than this program knows.
         """
         async with Database.open(path, _MIGRATIONS) as database:
-            yield cls(database)
+            yield cls(database, await database.read(_keys))
 
     @property
     def records(self) -> Records:
@@ -75,8 +76,13 @@ class Journal:
         """Transactions so far: fewer than writes when writers share one."""
         return self._database.commits
 
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        """Whether there may be a sandbox of that key, without a look at the disk."""
+        return key in self._known
+
     async def begin(self, sandbox: Sandbox) -> None:
         """Store the intent of an ADD, on disk when this returns."""
+        self._known.add(sandbox.key)
         row = (*sandbox.key, *_columns(sandbox))
 
         def run(connection: sqlite3.Connection) -> None:
@@ -85,10 +91,13 @@ class Journal:
 
         await self._database.write(run, durable=True)
 
-    async def attached(
+    def attached(
         self, key: tuple[str, str], result: bytes, results: Sequence[tuple[int, bytes]], status: str | None
-    ) -> None:
-        """The ADD is complete: the result to answer with, each attachment's own, and a network-status to write."""
+    ) -> Awaitable[None]:
+        """The ADD is complete: the result to answer with, each attachment's own, and a network-status to write.
+
+        This begins at once; what is returned is to be awaited.
+        """
 
         def run(connection: sqlite3.Connection) -> None:
             connection.execute(
@@ -100,7 +109,7 @@ class Journal:
                 [(data, *key, position) for position, data in results],
             )
 
-        await self._database.write(run)
+        return self._database.begin(run)
 
     async def plugged(self, key: tuple[str, str], attachment: Attachment) -> None:
         """One more attachment of a sandbox that is attached (hot plug), on disk when this returns."""
@@ -140,12 +149,13 @@ class Journal:
             (State.DELETING, *key),
         )
 
-    async def status_written(self, key: tuple[str, str], status: str) -> None:
-        """The pod carries this network-status: nothing to write any more (unless it changed meanwhile)."""
-        await self._execute(
-            "UPDATE sandbox SET status = NULL WHERE container_id = ? AND ifname = ? AND status = ?",
-            (*key, status),
-        )
+    def status_written(self, key: tuple[str, str], status: str) -> None:
+        """The pod carries this network-status: nothing to write any more (unless it changed meanwhile).
+
+        Nobody waits for it: if it is lost, the status is written once more.
+        """
+        statement = "UPDATE sandbox SET status = NULL WHERE container_id = ? AND ifname = ? AND status = ?"
+        self._database.post(lambda connection: connection.execute(statement, (*key, status)))
 
     async def status_pending(self, key: tuple[str, str], status: str) -> None:
         """The pod has yet to be told this network-status."""
@@ -154,10 +164,22 @@ class Journal:
     async def forget(self, key: tuple[str, str]) -> None:
         """Nothing of this sandbox is left on the node."""
         await self._execute("DELETE FROM sandbox WHERE container_id = ? AND ifname = ?", key)
+        self._known.discard(key)
 
     async def get(self, key: tuple[str, str]) -> Sandbox | None:
         """One sandbox with its attachments, or None."""
         found = await self._read("WHERE container_id = ? AND ifname = ?", key)
+        return found[0] if found else None
+
+    async def taken(self, key: tuple[str, str]) -> Sandbox | None:
+        """One sandbox, of which a DEL has begun: from here on it is only ever taken down; None when there is none."""
+
+        def run(connection: sqlite3.Connection) -> list[Sandbox]:
+            where = "WHERE container_id = ? AND ifname = ?"
+            connection.execute(f"UPDATE sandbox SET state = ? {where}", (State.DELETING, *key))  # noqa: S608
+            return _select(connection, where, key)
+
+        found = await self._database.write(run) if key in self._known else []
         return found[0] if found else None
 
     async def container(self, container_id: str) -> list[Sandbox]:
@@ -184,6 +206,10 @@ def read_journal(path: Path) -> list[Sandbox]:
     :raises JournalError: when there is no journal or it cannot be read.
     """
     return read_only(path, lambda connection: _select(connection, "", ()), schema=SCHEMA_VERSION)
+
+
+def _keys(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    return connection.execute("SELECT container_id, ifname FROM sandbox").fetchall()
 
 
 _BODY = msgspec.json.Encoder()

@@ -145,7 +145,7 @@ class Resolver:
             lookups += [_later(self._selected, each, Origin.POD, pod, net) for each in chosen]
         if net.auxiliary_cni_chain_name and "/" in net.cluster_network:
             lookups.append(lambda: self._auxiliary(net))
-        return await _all(lookups, tolerant=tolerant)
+        return await _all(lookups, tolerant=tolerant, concurrently=not self._cluster.is_current)
 
     def _make(
         self, request: Request, net: NetConf, wanted: Sequence[Wanted], share: DeviceShare, *, tolerant: bool = False
@@ -288,7 +288,9 @@ def _later(lookup: Callable[..., Awaitable[Wanted]], *args: object) -> Callable[
     return lambda: lookup(*args)
 
 
-async def _all(lookups: Sequence[Callable[[], Awaitable[Wanted | None]]], *, tolerant: bool) -> list[Wanted]:
+async def _all(
+    lookups: Sequence[Callable[[], Awaitable[Wanted | None]]], *, tolerant: bool, concurrently: bool
+) -> list[Wanted]:
     """The answers in the order of the lookups; the first lookup that cannot be answered now is raised."""
     answers: list[Wanted | None] = [None] * len(lookups)
     failures: dict[int, MultusError] = {}
@@ -299,9 +301,13 @@ async def _all(lookups: Sequence[Callable[[], Awaitable[Wanted | None]]], *, tol
         except MultusError as error:
             failures[index] = error
 
-    async with anyio.create_task_group() as group:
+    if concurrently:
+        async with anyio.create_task_group() as group:
+            for index in range(len(lookups)):
+                group.start_soon(look, index)
+    else:
         for index in range(len(lookups)):
-            group.start_soon(look, index)
+            await look(index)
     for index in sorted(failures):
         if not tolerant:
             raise failures[index]

@@ -1,4 +1,4 @@
-"""Who may run now: a bounded number of delegates, DEL before ADD, and one operation a container at a time."""
+"""Who may run now: so many delegates, DEL before ADD; one operation a container at a time; one visit of pods at a time."""
 
 import heapq
 from collections import OrderedDict
@@ -87,6 +87,40 @@ class Slots:
             self._free -= 1
             self._granted.add(turn)
             turn.set()
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self.began = anyio.current_time()
+        self.done = anyio.Event()
+
+
+class Queue:
+    """One after another, unless one takes longer than `patience` seconds: then the next begins beside it.
+
+    For short work in threads that is Python's for the most part: side by side, they take each other's time for it. Of
+    64 pods at once, two thirds of the CPU and of the time it takes with four beside each other.
+    """
+
+    def __init__(self, patience: float = 0.05) -> None:
+        self._patience = patience
+        self._first = anyio.Lock()
+        self._newest: _Turn | None = None
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the turn, in order of arrival; the block is it."""
+        async with self._first:
+            if self._newest is not None:
+                with anyio.move_on_after(self._newest.began + self._patience - anyio.current_time()):
+                    await self._newest.done.wait()
+            mine = self._newest = _Turn()
+        try:
+            yield
+        finally:
+            mine.done.set()
+            if self._newest is mine:
+                self._newest = None
 
 
 class CalledOffError(MultusError):

@@ -78,6 +78,13 @@ def queued() -> None:
         call.spans.append(("queue", "", "", call.begin, monotonic()))
 
 
+def since(phase: str, begin: float, *, ifname: str = "") -> None:
+    """Record a phase of the call that runs here, if there is one: from `begin`, by the monotonic clock, until now."""
+    call = _call.get()
+    if call is not None:
+        call.spans.append((phase, "", ifname, begin, monotonic()))
+
+
 class span:  # noqa: N801 (used as a word: with span(...))
     """Record the block as a phase of the call that runs here, if there is one."""
 

@@ -143,7 +143,7 @@ class Upkeep:
             if error.retry:
                 return False
             logger.info("network-status of pod %s has nowhere to go: %s", _pod(sandbox), error)
-        await self._journal.status_written(sandbox.key, sandbox.status)
+        self._journal.status_written(sandbox.key, sandbox.status)
         return True
 
     async def _undo_half_plugged(self, sandbox: Sandbox) -> None:

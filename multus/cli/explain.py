@@ -99,6 +99,8 @@ def _asked(text: str, given: Objects) -> list[tuple[str, str]]:
 class _Overlaid:
     """The objects of a file over a cluster, read only."""
 
+    is_current = False
+
     def __init__(self, given: Objects, behind: Cluster) -> None:
         self._pods = {(pod.namespace, pod.name): pod for pod in given.pods}
         self._nads = {(nad.namespace, nad.name): nad for nad in given.nads}

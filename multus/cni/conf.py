@@ -22,6 +22,7 @@ from multus.cni.network import (
     parse_plugin,
     refuse_recursion,
 )
+from multus.memo import ByIdentity
 
 __all__ = [
     "ConfError",
@@ -44,6 +45,7 @@ __all__ = [
 T = TypeVar("T")
 
 
+@ByIdentity
 def encode_conf(conf: NetworkConf) -> bytes:
     """The configuration as JSON: parse_conf gives an equal one back."""
     if not conf.is_list:
@@ -114,8 +116,12 @@ def plugin_conf(
     `runtime` holds arguments by capability: a plugin gets those that it declares true, over its own runtimeConfig.
     `prev_result` is JSON in the network's version. `extra` are further keys, such as cni.dev/valid-attachments.
     """
-    fresh: dict[str, object] = {"name": conf.name, "cniVersion": conf.cni_version}
     granted = {key: item for key, item in runtime.items() if plugin.capabilities.get(key) is True}
+    if prev_result is None and not granted and not extra:
+        plain = next((data for each, data in _plain_confs(conf) if each is plugin), None)
+        if plain is not None:
+            return plain
+    fresh: dict[str, object] = {"name": conf.name, "cniVersion": conf.cni_version}
     try:
         if granted:
             fresh["runtimeConfig"] = {**_own_runtime(plugin), **granted}
@@ -124,6 +130,13 @@ def plugin_conf(
         return document.encode(_with(plugin, {**fresh, **extra}).body)
     except DocumentError as error:
         raise ConfError(f"{_where(conf, plugin)}: {error}") from None
+
+
+@ByIdentity
+def _plain_confs(conf: NetworkConf) -> tuple[tuple[Plugin, bytes], ...]:
+    """What each plugin reads when an attachment adds nothing: the same for each pod."""
+    fresh = {"name": conf.name, "cniVersion": conf.cni_version}
+    return tuple((plugin, document.encode(_with(plugin, fresh).body)) for plugin in conf.plugins)
 
 
 def ipam_type(plugin: Plugin) -> str:
@@ -135,6 +148,7 @@ def ipam_type(plugin: Plugin) -> str:
     return kind if kind and is_plugin_type(kind) else ""
 
 
+@ByIdentity
 def masters(conf: NetworkConf) -> tuple[str, ...]:
     """Interfaces that must exist before this network is attached, for whoever orders attachments; each once.
 

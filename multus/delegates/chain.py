@@ -6,7 +6,8 @@ Nothing is stored here: the journal keeps what a DEL needs.
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -17,6 +18,7 @@ from multus.cni.request import Command, ValidAttachment
 from multus.cni.result import Result, encode_result, parse_result
 from multus.cni.versions import SUPPORTED, at_least, known
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 from multus.errors import MultusError
 from multus.timeline import span
 
@@ -26,6 +28,33 @@ Delegate = Callable[[str, Call], Awaitable[bytes]]
 """Runs the named plugin and returns what it printed: a Runner, or code in this process."""
 
 Note = Callable[[Result], Awaitable[None]]
+
+AtOnce = Callable[[Visit], Result | None]
+"""The work of an ADD, which blocks, but waits for nothing; None when it has done nothing and is to be run instead."""
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A delegate that does some ADDs without waiting for anything, on a visit to the pod."""
+
+    def at_once(self, plugin: str, call: Call) -> AtOnce | None:
+        """The work of a call, None for one that is to be run."""
+        ...
+
+
+class Stretch(NamedTuple):
+    """The first plugins of a network, which are done: how many, whether they are all, and what they came to."""
+
+    plugins: int = 0
+    is_whole: bool = False
+    result: Result | None = None
+
+
+Begin = Callable[[Visit], Stretch]
+"""Attaches as much of a network as waits for nothing; raises MultusError as an ADD does."""
+
+
+NOTHING: Final = Stretch()
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +84,14 @@ class Chain:
         self._runner = runner
         self._orderless = frozenset(orderless)
         self._in_process = in_process
+        delegates: Mapping[str, object] = in_process
+        self._prompt = {kind: each for kind, each in delegates.items() if isinstance(each, Prompt)}
         self._bin_dirs = bin_dirs
 
-    async def add(self, conf: NetworkConf, target: Target, *, note: Note | None = None) -> Result:
-        """Attach; the last plugin's result. What was done before a failure is not undone here.
+    async def add(
+        self, conf: NetworkConf, target: Target, *, note: Note | None = None, begun: Stretch = NOTHING
+    ) -> Result:
+        """Attach, from the plugin where `begin` stopped; the last plugin's result. What was done is not undone here.
 
         `note` is told what the plugins have come to before each one that follows another.
 
@@ -66,14 +99,42 @@ class Chain:
         :raises CNIError: a version that we do not know, a plugin's failure, or no result from it.
         """
         _usable(conf)
-        result: Result | None = None
-        for plugin in conf.plugins:
+        result = begun.result
+        for plugin in conf.plugins[begun.plugins :]:
             if result is not None and note is not None:
                 await note(result)
             printed = await self._run(Command.ADD, conf, plugin, target, result)
             result = parse_result(printed, where=f'plugin type="{plugin.type}"', version=conf.cni_version)
         assert result is not None
         return result
+
+    def begin(self, conf: NetworkConf, target: Target) -> Begin | None:
+        """What attaches as much of a network as waits for nothing, on a visit to the pod; None for nothing of it."""
+        try:
+            _usable(conf)
+            first = self._at_once(conf, conf.plugins[0], target, None)
+        except MultusError:
+            return None  # `add` is going to say it
+        return None if first is None else partial(self._go_on, conf, target, first)
+
+    def _go_on(self, conf: NetworkConf, target: Target, first: AtOnce, visit: Visit) -> Stretch:
+        result: Result | None = None
+        for number, plugin in enumerate(conf.plugins):
+            work = first if number == 0 else self._at_once(conf, plugin, target, result)
+            if work is None:
+                return Stretch(number, False, result)
+            with span("plugin", plugin.type, target.ifname):
+                done = work(visit)
+            if done is None:
+                return Stretch(number, False, result)
+            result = done
+        return Stretch(len(conf.plugins), True, result)
+
+    def _at_once(self, conf: NetworkConf, plugin: Plugin, target: Target, previous: Result | None) -> AtOnce | None:
+        delegate = self._prompt.get(plugin.type)
+        if delegate is None:
+            return None
+        return delegate.at_once(plugin.type, self._call(Command.ADD, conf, plugin, target, previous))
 
     async def delete(self, conf: NetworkConf, target: Target, previous: Result | None) -> None:
         """Detach: all plugins, last first, whatever fails; `previous` is the ADD's result, None when unknown.
@@ -161,8 +222,15 @@ class Chain:
     async def _run(
         self, command: Command, conf: NetworkConf, plugin: Plugin, target: Target, previous: Result | None
     ) -> bytes:
+        call = self._call(command, conf, plugin, target, previous)
+        with span("plugin", plugin.type, target.ifname):
+            return await self._delegate(plugin)(plugin.type, call)
+
+    def _call(
+        self, command: Command, conf: NetworkConf, plugin: Plugin, target: Target, previous: Result | None
+    ) -> Call:
         encoded = encode_result(previous, conf.cni_version) if previous is not None else None
-        call = Call(
+        return Call(
             command=command,
             conf=plugin_conf(conf, plugin, prev_result=encoded, runtime=target.runtime),
             container_id=target.container_id,
@@ -171,8 +239,6 @@ class Chain:
             args=target.args,
             path=self._bin_dirs(),
         )
-        with span("plugin", plugin.type, target.ifname):
-            return await self._delegate(plugin)(plugin.type, call)
 
     async def _run_on_node(
         self, command: Command, conf: NetworkConf, plugin: Plugin, path: Sequence[str], extra: Mapping[str, object] = {}

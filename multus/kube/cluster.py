@@ -18,6 +18,11 @@ EventKind = Literal["Normal", "Warning"]
 class Cluster(Protocol):
     """Pods and NetworkAttachmentDefinitions, read from memory where that is right, and what is told about them."""
 
+    @property
+    def is_current(self) -> bool:
+        """Whether what is asked for now is answered from memory, as a rule: nothing is won by asking concurrently."""
+        ...
+
     async def pod(self, namespace: str, name: str, *, uid: str = "") -> Pod:
         """The pod; when `uid` is given, that very one (a static pod's may differ: the API server knows its mirror).
 
@@ -50,6 +55,8 @@ class Cluster(Protocol):
 
 class NoCluster:
     """No API server and no folder: every pod exists and asks for nothing; there are no NADs."""
+
+    is_current = True
 
     async def pod(self, namespace: str, name: str, *, uid: str = "") -> Pod:
         """A pod without annotations."""

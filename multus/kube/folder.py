@@ -51,6 +51,8 @@ class _File(msgspec.Struct, frozen=True):
 class FolderCluster:
     """Implements `Cluster` on `folder`. `node` names this node in events."""
 
+    is_current = False  # each question is a look at the files
+
     def __init__(self, folder: Path, node: str = "") -> None:
         self._folder = folder
         self._status = folder / STATUS_DIRECTORY

@@ -74,6 +74,11 @@ class LiveCluster:
                 logger.warning("the API server has not told all yet after %g s: what is missing is read", _SYNC_WAIT)
             task_status.started()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether both watches are up to date."""
+        return self._pod_follower.current and self._nad_follower.current
+
     async def pod(self, namespace: str, name: str, *, uid: str = "") -> Pod:
         """The pod, from memory when that holds this very one and is up to date."""
         request = get_pod(namespace, name)

@@ -52,6 +52,12 @@ class World:
         self.others: list[Sandbox] = []
         self.asked: list[str] = []
 
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return self.attached is not None
+
+    async def taken(self, key: tuple[str, str]) -> Sandbox | None:
+        return self.attached
+
     async def get(self, key: tuple[str, str]) -> Sandbox | None:
         return self.attached
 

@@ -102,9 +102,9 @@ async def test_the_life_of_a_sandbox(journal: Journal) -> None:
     assert (found.state, found.result, found.status) == (State.ATTACHED, b"result", "status")
     assert [item.result for item in found.attachments] == [b"r0", b"r1"]
 
-    await journal.status_written(key, "an older one")
+    journal.status_written(key, "an older one")
     assert (await journal.all())[0].status == "status", "it changed meanwhile: there is still something to write"
-    await journal.status_written(key, "status")
+    journal.status_written(key, "status")
     assert (await journal.all())[0].status is None
     await journal.status_pending(key, "newer")
     assert (await journal.all())[0].status == "newer"

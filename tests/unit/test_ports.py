@@ -240,7 +240,7 @@ class Around:
     async def attached(self, *told: object) -> None:
         """It is in the journal."""
 
-    async def status_written(self, *told: object) -> None:
+    def status_written(self, *told: object) -> None:
         """That, too."""
 
 

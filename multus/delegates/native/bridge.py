@@ -17,6 +17,7 @@ from multus.delegates.native.bridge_port import Port
 from multus.delegates.native.interface import Conf, Kind
 from multus.delegates.native.reading import Unsupported
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 
 _OFF: Final = ("ipMasq", "promiscMode", "forceAddress", "macspoofchk", "enabledad")
 _KNOWN: Final = (
@@ -47,19 +48,21 @@ class Bridge(Kind[BridgeConf, Port]):
         """As `Kind`."""
         return read_bridge(call)
 
-    def create(self, conf: BridgeConf, call: Call) -> Port | None:
+    def create(self, conf: BridgeConf, call: Call, visit: Visit) -> Port | None:
         """As `Kind`."""
         return bridge_port.create(
-            call, bridge=conf.bridge, mtu=conf.mtu, mac=conf.mac, hairpin=conf.hairpin, root=self.root
+            call, visit, bridge=conf.bridge, mtu=conf.mtu, mac=conf.mac, hairpin=conf.hairpin, root=self.root
         )
 
     def adjust(self, conf: BridgeConf, given: Result) -> Result:
         """As `Kind`."""
         return with_gateways(given, conf)
 
-    def finish(self, conf: BridgeConf, call: Call, made: Port, given: Result, found: link_changes.Found) -> Result:
+    def finish(
+        self, conf: BridgeConf, call: Call, made: Port, given: Result, found: link_changes.Found, visit: Visit
+    ) -> Result:
         """As `Kind`: when the port carries packets, the bridge is made the gateway."""
-        mac = bridge_port.finish(call, made, given.ips, gateway=conf.gateway, root=self.root)
+        mac = bridge_port.finish(call, visit, made, given.ips, gateway=conf.gateway, root=self.root)
         interfaces = (
             Interface(name=conf.bridge, mac=mac),
             Interface(name=made.name, mac=made.mac),
@@ -73,8 +76,17 @@ def read_bridge(call: Call) -> BridgeConf:
 
     :raises Unsupported: one for the program.
     """
-    found = reading.members(call.conf, _KNOWN, only=True)
     given = reading.arguments(call.args)
+    conf = _read(call.conf)
+    mac = conf.mac or given.get("MAC", "")
+    if not reading.is_mac(mac):
+        raise Unsupported("mac")
+    return conf if mac == conf.mac else msgspec.structs.replace(conf, mac=mac)
+
+
+@reading.kept
+def _read(data: bytes) -> BridgeConf:
+    found = reading.members(data, _KNOWN, only=True)
     if any(reading.optional(found, key, bool, False) for key in _OFF) or reading.optional(found, "vlan", int, 0):
         raise Unsupported("what it asks for")
     default_gateway = reading.optional(found, "isDefaultGateway", bool, False)
@@ -85,12 +97,12 @@ def read_bridge(call: Call) -> BridgeConf:
         default_gateway=default_gateway,
         hairpin=reading.optional(found, "hairpinMode", bool, False),
         mtu=reading.optional(found, "mtu", int, 0),
-        mac=_mac(found) or given.get("MAC", ""),
+        mac=_mac(found),
         ipam=reading.ipam_type(found),
         dns=reading.dns(found),
     )
-    if conf.version not in reading.VERSIONS or not 0 <= conf.mtu < 2**31 or not reading.is_mac(conf.mac):
-        raise Unsupported("version, mtu or mac")
+    if conf.version not in reading.VERSIONS or not 0 <= conf.mtu < 2**31:
+        raise Unsupported("version or mtu")
     if not conf.bridge or len(os.fsencode(conf.bridge)) > 15 or "/" in conf.bridge:
         raise Unsupported("bridge")
     return conf

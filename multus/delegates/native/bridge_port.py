@@ -15,16 +15,16 @@ from typing import Final
 import msgspec
 
 from devices.errors import DeviceError, KernelError
-from devices.linux import addressing, link_changes, netdevs, netns, rtnetlink
+from devices.linux import addressing, link_changes, netdevs
 from multus.cni.errors import Code
 from multus.cni.result import IP
 from multus.delegates.native.pod_side import remove
 from multus.delegates.plugin import Call, PluginError
+from multus.delegates.visit import Visit
 
 _ATTEMPTS: Final = 10  # at a name that nobody has
 _PORT_WAIT: Final = 2.55  # seconds until the bridge's port has to work
 _PORT_PAUSE, _LONGEST_PORT_PAUSE = 0.0005, 0.01
-_HOST: Final = "/proc/thread-self/ns/net"
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True):
     bridge_mac: str
 
 
-def create(call: Call, *, bridge: str, mtu: int, mac: str, hairpin: bool, root: str) -> Port | None:
+def create(call: Call, visit: Visit, *, bridge: str, mtu: int, mac: str, hairpin: bool, root: str) -> Port | None:
     """Make the pair and connect it, or leave nothing of it; the bridge is made when there is none.
 
     `mtu` 0 and `mac` "" are the kernel's choice, `root` is where /proc is. None when the program has to say what is
@@ -44,22 +44,21 @@ def create(call: Call, *, bridge: str, mtu: int, mac: str, hairpin: bool, root: 
 
     :raises DeviceError: the kernel refused.
     """
-    if netns.identity(call.netns) is None:
+    if not visit.is_possible:
         return None
-    with rtnetlink.connect() as connection:
-        found = _prepare(connection, bridge, mtu, root)
-        if found is None:
-            return None
-        name = _make_pair(call, mtu, mac)
-        try:
-            port = _there(connection, name)
-            with suppress(KernelError):
-                link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root)
-            link_changes.join_bridge(connection, port.index, found.index, hairpin=hairpin)
-        except BaseException:
-            with suppress(DeviceError):
-                remove(call)
-            raise
+    found = _prepare(visit.node, bridge, mtu, root)
+    if found is None:
+        return None
+    name = _make_pair(call, visit, mtu, mac)
+    try:
+        port = _there(visit.node, name)
+        with suppress(KernelError):
+            link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root)
+        link_changes.join_bridge(visit.node, port.index, found.index, hairpin=hairpin)
+    except BaseException:
+        with suppress(DeviceError):
+            remove(call)
+        raise
     return Port(name=name, mac=port.mac, bridge=bridge, bridge_mac=found.mac)
 
 
@@ -78,51 +77,48 @@ def _prepare(connection: socket.socket, name: str, mtu: int, root: str) -> link_
     return bridge
 
 
-def _make_pair(call: Call, mtu: int, mac: str) -> str:
+def _make_pair(call: Call, visit: Visit, mtu: int, mac: str) -> str:
     """Make both ends where they belong; the name of the node's."""
-    host = os.open(_HOST, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with netns.open_socket(call.netns) as inside:
-            for _ in range(_ATTEMPTS):
-                name = f"veth{os.urandom(4).hex()}"
-                try:
-                    link_changes.create_veth(inside, name=call.ifname, peer=name, peer_namespace=host, mtu=mtu, mac=mac)
-                except KernelError as error:
-                    if error.code != errno.EEXIST:
-                        raise
-                    if link_changes.find(inside, call.ifname) is not None:
-                        words = "already exists"
-                        raise KernelError(f"container veth name provided ({call.ifname})", error.code, words) from None
-                else:
-                    return name
-    finally:
-        os.close(host)
+    for _ in range(_ATTEMPTS):
+        name = f"veth{os.urandom(4).hex()}"
+        try:
+            link_changes.create_veth(
+                visit.pod, name=call.ifname, peer=name, peer_namespace=visit.node_namespace, mtu=mtu, mac=mac
+            )
+        except KernelError as error:
+            if error.code != errno.EEXIST:
+                raise
+            if link_changes.find(visit.pod, call.ifname) is not None:
+                words = "already exists"
+                raise KernelError(f"container veth name provided ({call.ifname})", error.code, words) from None
+        else:
+            return name
     raise KernelError("failed to make veth pair", errno.EEXIST, "failed to find a unique veth name")
 
 
-def finish(call: Call, port: Port, ips: Sequence[IP], *, gateway: bool, root: str) -> str:
+def finish(call: Call, visit: Visit, port: Port, ips: Sequence[IP], *, gateway: bool, root: str) -> str:
     """What is to be done when the port carries packets, which it does soon after the pod's end is up; the bridge's MAC.
 
     :raises PluginError: it does not. :raises DeviceError: the kernel refused.
     """
     deadline, pause = time.monotonic() + _PORT_WAIT, _PORT_PAUSE
-    with rtnetlink.connect() as connection:
-        while ips and not _there(connection, port.name).operational:
-            if time.monotonic() > deadline:
-                message = f"bridge port in error state: {port.name} is down"
-                raise PluginError("bridge", call.command, Code.INTERNAL, message)
-            time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PORT_PAUSE)
-        bridge = _there(connection, port.bridge)
-        if not gateway or not ips:
-            return bridge.mac
-        for ip in ips:
-            _give_gateway(connection, port, bridge, ip)
-        if any(":" not in ip.address for ip in ips):
-            link_changes.set_sysctl("ipv4/ip_forward", "1", root)
-        if any(":" in ip.address for ip in ips):
-            link_changes.set_sysctl("ipv6/conf/all/forwarding", "1", root)
-        return _there(connection, port.bridge).mac
+    connection = visit.node
+    while ips and not _there(connection, port.name).operational:
+        if time.monotonic() > deadline:
+            message = f"bridge port in error state: {port.name} is down"
+            raise PluginError("bridge", call.command, Code.INTERNAL, message)
+        time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PORT_PAUSE)
+    bridge = _there(connection, port.bridge)
+    if not gateway or not ips:
+        return bridge.mac
+    for ip in ips:
+        _give_gateway(connection, port, bridge, ip)
+    if any(":" not in ip.address for ip in ips):
+        link_changes.set_sysctl("ipv4/ip_forward", "1", root)
+    if any(":" in ip.address for ip in ips):
+        link_changes.set_sysctl("ipv6/conf/all/forwarding", "1", root)
+    return _there(connection, port.bridge).mac
 
 
 def _give_gateway(connection: socket.socket, port: Port, bridge: link_changes.Found, ip: IP) -> None:

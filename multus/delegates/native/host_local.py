@@ -41,6 +41,7 @@ class HostLocal:
 class _Lease:
     def __init__(self, plugin: str, call: Call, pool: Pool, root: str) -> None:
         self.version = pool.version
+        self.settles = any(each.network.version == 6 for ranges in pool.sets for each in ranges)
         self._plugin = plugin
         self._call = call
         self._pool = pool

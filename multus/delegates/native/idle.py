@@ -10,7 +10,8 @@ from typing import Final
 import msgspec
 
 from multus.cni.request import Command
-from multus.delegates.chain import Delegate
+from multus.cni.result import parse_result
+from multus.delegates.chain import AtOnce, Delegate
 from multus.delegates.native import reading
 from multus.delegates.native.reading import Unsupported
 from multus.delegates.plugin import Call
@@ -47,6 +48,14 @@ class Idle:
         except Unsupported:
             return await self._runner(plugin, call)
         return previous if call.command is Command.ADD else b""
+
+    def at_once(self, plugin: str, call: Call) -> AtOnce | None:
+        """As `multus.delegates.chain.Prompt`: an ADD that has nothing to do."""
+        try:
+            previous = _idle(plugin, call)
+        except Unsupported:
+            return None
+        return lambda visit: parse_result(previous, where=f'plugin type="{plugin}"')
 
 
 def _idle(plugin: str, call: Call) -> bytes:

@@ -18,6 +18,8 @@ class Lease(Protocol):
     """The addresses of one interface. Both methods block, and raise MultusError as the plugin would fail."""
 
     version: str
+    settles: bool
+    """Whether the addresses may take time until they are usable: those of IPv6."""
 
     def take(self) -> Result:
         """Take them: what the plugin would print. Nothing is taken by one that fails."""

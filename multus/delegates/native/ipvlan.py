@@ -12,6 +12,7 @@ from multus.delegates.native.child import create_child
 from multus.delegates.native.interface import Conf, Kind
 from multus.delegates.native.reading import Unsupported
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 
 _KNOWN: Final = (
     *("cniVersion", "name", "type", "master", "mode", "mtu", "ipam", "dns", "args", "runtimeConfig", "capabilities"),
@@ -36,9 +37,11 @@ class Ipvlan(Kind[IpvlanConf, bool]):
         """As `Kind`."""
         return read_ipvlan(call)
 
-    def create(self, conf: IpvlanConf, call: Call) -> bool | None:
+    def create(self, conf: IpvlanConf, call: Call, visit: Visit) -> bool | None:
         """As `Kind`."""
-        return create_child("ipvlan", link_changes.ipvlan_data(conf.mode), call, master=conf.master, mtu=conf.mtu)
+        return create_child(
+            "ipvlan", link_changes.ipvlan_data(conf.mode), call, visit, master=conf.master, mtu=conf.mtu
+        )
 
 
 def read_ipvlan(call: Call) -> IpvlanConf:
@@ -46,8 +49,13 @@ def read_ipvlan(call: Call) -> IpvlanConf:
 
     :raises Unsupported: one for the program.
     """
-    found = reading.members(call.conf, _KNOWN, only=True)
     reading.arguments(call.args)
+    return _read(call.conf)
+
+
+@reading.kept
+def _read(data: bytes) -> IpvlanConf:
+    found = reading.members(data, _KNOWN, only=True)
     conf = IpvlanConf(
         version=reading.optional(found, "cniVersion", str, ""),
         master=reading.optional(found, "master", str, ""),

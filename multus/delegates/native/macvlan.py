@@ -6,12 +6,15 @@ the addresses are gone, and DEL does not need the master. CHECK is the program's
 
 from typing import Final
 
+import msgspec
+
 from devices.linux import link_changes
 from multus.delegates.native import reading
 from multus.delegates.native.child import create_child
 from multus.delegates.native.interface import Conf, Kind
 from multus.delegates.native.reading import Unsupported
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 
 _KNOWN: Final = (
     *("cniVersion", "name", "type", "master", "mode", "mtu", "mac", "ipam", "dns", "args", "runtimeConfig"),
@@ -37,10 +40,10 @@ class Macvlan(Kind[MacvlanConf, bool]):
         """As `Kind`."""
         return read_macvlan(call)
 
-    def create(self, conf: MacvlanConf, call: Call) -> bool | None:
+    def create(self, conf: MacvlanConf, call: Call, visit: Visit) -> bool | None:
         """As `Kind`."""
         data = link_changes.macvlan_data(conf.mode)
-        return create_child("macvlan", data, call, master=conf.master, mtu=conf.mtu, mac=conf.mac)
+        return create_child("macvlan", data, call, visit, master=conf.master, mtu=conf.mtu, mac=conf.mac)
 
 
 def read_macvlan(call: Call) -> MacvlanConf:
@@ -48,10 +51,22 @@ def read_macvlan(call: Call) -> MacvlanConf:
 
     :raises Unsupported: one for the program.
     """
-    found = reading.members(call.conf, _KNOWN, only=True)
     given = reading.arguments(call.args)
+    conf, by_capability = _read(call.conf)
+    mac = given.get("MAC", "")
+    if not mac or by_capability:
+        return conf
+    if not reading.is_mac(mac):
+        raise Unsupported("mac")
+    return msgspec.structs.replace(conf, mac=mac)
+
+
+@reading.kept
+def _read(data: bytes) -> tuple[MacvlanConf, bool]:
+    """With whether the MAC is the capability's, which comes before that of CNI_ARGS."""
+    found = reading.members(data, _KNOWN, only=True)
     runtime = reading.members(found["runtimeConfig"], ("mac",)) if "runtimeConfig" in found else {}
-    mac = reading.mac(runtime) or given.get("MAC", "") or reading.mac(found)
+    mac = reading.mac(runtime) or reading.mac(found)
     conf = MacvlanConf(
         version=reading.optional(found, "cniVersion", str, ""),
         master=reading.optional(found, "master", str, ""),
@@ -65,4 +80,4 @@ def read_macvlan(call: Call) -> MacvlanConf:
         raise Unsupported("version or mode")
     if not conf.master or not 0 <= conf.mtu < 2**31 or not reading.is_mac(mac):
         raise Unsupported("master, mtu or mac")
-    return conf
+    return conf, bool(reading.mac(runtime))

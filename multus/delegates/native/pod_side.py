@@ -6,8 +6,8 @@ Source of the rules: containernetworking/plugins 1.1, pkg/ipam ConfigureIface.
 import errno
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -16,12 +16,13 @@ import anyio.to_thread
 import msgspec
 
 from devices.errors import DeviceError, KernelError, NamespaceError
-from devices.linux import addressing, link_changes, netdevs, netns, rtnetlink
+from devices.linux import addressing, link_changes, netdevs, netns
 from multus.cni.errors import Code
 from multus.cni.request import Command
 from multus.cni.result import IP, Result, parse_result
 from multus.delegates.chain import Delegate
 from multus.delegates.plugin import Call, PluginError
+from multus.delegates.visit import Visit
 from multus.errors import MultusError
 
 P = ParamSpec("P")
@@ -42,11 +43,8 @@ async def configure(plugin: str, call: Call, given: Result, *, sysctls: Sysctls,
 
     :raises PluginError: the kernel refused.
     """
-    connection, found = await do(plugin, call, bring_up, call, given, sysctls, root)
-    if waits(given):
-        await settle(plugin, call, connection, found.index, given)
-    else:
-        connection.close()
+    found = await visit(plugin, call, lambda there: bring_up(there, call.ifname, given, sysctls, root))
+    await settle(plugin, call, found.index, given)
     return found
 
 
@@ -88,40 +86,29 @@ async def undo(plugin: str, ipam: Delegate, kind: str, call: Call) -> None:
             logger.warning("plugin %s: interface %s may be left over: %s", plugin, call.ifname, error)
 
 
-def bring_up(call: Call, given: Result, sysctls: Sysctls, root: str) -> tuple[socket.socket, link_changes.Found]:
+def bring_up(there: Visit, ifname: str, given: Result, sysctls: Sysctls, root: str) -> link_changes.Found:
     """Give the pod's interface its addresses, set it up, and add routes unless they have to wait (see `waits`).
 
-    A connection that is in the pod, and the interface. `root` is where /proc is.
+    The interface. `root` is where /proc is.
 
     :raises DeviceError: the kernel refused.
     """
-    return netns.run_in(call.netns, _bring_up_inside, call.ifname, given, sysctls, root)
-
-
-def _bring_up_inside(
-    ifname: str, given: Result, sysctls: Sysctls, root: str
-) -> tuple[socket.socket, link_changes.Found]:
-    """In the pod. The socket stays there, for what is left."""
-    connection = rtnetlink.connect()
-    try:
-        found = link_changes.find(connection, ifname)
-        if found is None:
-            raise KernelError(f'failed to lookup "{ifname}"', errno.ENODEV, "Link not found")
-        for name, value in sysctls:  # as well as it can be had
-            with suppress(KernelError):
-                link_changes.set_sysctl(name.format(ifname), value, root)
-        if any(":" in ip.address for ip in given.ips):
-            for name in ("lo", ifname):
+    found = link_changes.find(there.pod, ifname)
+    if found is None:
+        raise KernelError(f'failed to lookup "{ifname}"', errno.ENODEV, "Link not found")
+    wanted = [(name.format(ifname), value) for name, value in sysctls]
+    if any(":" in ip.address for ip in given.ips):
+        wanted += [(f"ipv6/conf/{name}/disable_ipv6", "0") for name in ("lo", ifname)]
+    if wanted:
+        with there.inside():
+            for name, value in wanted:  # as well as it can be had
                 with suppress(KernelError):
-                    link_changes.set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0", root)
-        addressing.configure(connection, found.index, [ip.address for ip in given.ips], [])
-        netdevs.change(connection, found.index, netdevs.Change(up=True))
-        if not waits(given):
-            _add_routes(connection, found.index, given)
-    except BaseException:
-        connection.close()
-        raise
-    return connection, found
+                    link_changes.set_sysctl(name, value, root)
+    addressing.configure(there.pod, found.index, [ip.address for ip in given.ips], [])
+    netdevs.change(there.pod, found.index, netdevs.Change(up=True))
+    if not waits(given):
+        _add_routes(there.pod, found.index, given)
+    return found
 
 
 def _add_routes(connection: socket.socket, index: int, given: Result) -> None:
@@ -140,12 +127,14 @@ def waits(given: Result) -> bool:
     return bool(_gateway(given.ips, True))
 
 
-async def settle(plugin: str, call: Call, connection: socket.socket, index: int, given: Result) -> None:
-    """Wait until the addresses are usable, then add the routes; closes the connection, which is in the pod.
+async def settle(plugin: str, call: Call, index: int, given: Result) -> None:
+    """Wait until the addresses are usable, where that takes time (see `waits`), then add the routes.
 
     :raises PluginError: they do not become usable, or the kernel refused.
     """
-    with connection:
+    if not waits(given):
+        return
+    with await do(plugin, call, netns.open_socket, call.netns) as connection:
         deadline = anyio.current_time() + _SETTLE
         while await do(plugin, call, link_changes.is_settling, connection, index):
             if anyio.current_time() > deadline:
@@ -168,9 +157,26 @@ def remove(call: Call) -> None:
             raise
 
 
+async def visit(plugin: str, call: Call, work: Callable[[Visit], T]) -> T:
+    """As `do`, on a visit to the pod."""
+
+    def there() -> T:
+        with Visit(call.netns) as made:
+            return work(made)
+
+    return await do(plugin, call, there)
+
+
 async def do(plugin: str, call: Call, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """In a thread, to its end, so that nothing is done unseen after the caller was told; failures as the plugin's."""
-    try:
+    with told(plugin, call):
         return await anyio.to_thread.run_sync(partial(function, *args, **kwargs))
+
+
+@contextmanager
+def told(plugin: str, call: Call) -> Iterator[None]:
+    """The kernel's refusals as the plugin's failures."""
+    try:
+        yield
     except DeviceError as error:
         raise PluginError(plugin, call.command, Code.INTERNAL, error.message, hint=error.hint) from None

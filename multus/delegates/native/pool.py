@@ -5,6 +5,7 @@ Source of the rules: containernetworking/plugins 1.1, host-local's allocator.
 
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -81,27 +82,49 @@ def read_pool(call: Call) -> Pool:
     version, name = reading.optional(found, "cniVersion", str, ""), reading.optional(found, "name", str, "")
     if version not in reading.VERSIONS or "ipam" not in found or not name or "/" in name or name in (".", ".."):
         raise Unsupported("version or name")
-    ipam = reading.value(found["ipam"], _Ipam)
-    written: list[tuple[RangeShape, ...]] = []
+    part = _read_ipam(bytes(found["ipam"]))
+    asked: tuple[tuple[RangeShape, ...], ...] = ()
     if "runtimeConfig" in found:
         runtime = reading.members(found["runtimeConfig"], ("ips", "ipRanges"))
-        written += reading.optional(runtime, "ipRanges", tuple[tuple[RangeShape, ...], ...], ())
-    if ipam.subnet:
-        written.append((_alone(ipam),))
-    sets = tuple(_range_set(each) for each in (*written, *ipam.ranges))
-    if not sets or any(_overlap(one, other) for one, other in _pairs(sets)):
+        asked = reading.optional(runtime, "ipRanges", tuple[tuple[RangeShape, ...], ...], ())
+    sets = (*(_range_set(each) for each in asked), *part.sets) if asked else part.sets
+    if not sets or (asked and _any_overlap(sets)):
         raise Unsupported("ranges")
-    if any(path and not path.startswith("/") for path in (ipam.data_dir, ipam.resolv_conf)):
-        raise Unsupported("a path that is relative")
     return Pool(
         version=version,
         name=name,
+        data_dir=part.data_dir,
+        resolv_conf=part.resolv_conf,
+        sets=sets,
+        routes=part.routes,
+        requested=_requested(found, reading.arguments(call.args)),
+        given=_given(found),
+    )
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True):
+    """What the member "ipam" says."""
+
+    data_dir: str
+    resolv_conf: str
+    sets: tuple[RangeSet, ...]
+    routes: tuple[Route, ...]
+
+
+@lru_cache(256)  # it is the same for all pods of a network, and takes longer to read than all the rest
+def _read_ipam(data: bytes) -> _Part:
+    ipam = reading.value(data, _Ipam)
+    if any(path and not path.startswith("/") for path in (ipam.data_dir, ipam.resolv_conf)):
+        raise Unsupported("a path that is relative")
+    written = ((_alone(ipam),), *ipam.ranges) if ipam.subnet else ipam.ranges
+    sets = tuple(_range_set(each) for each in written)
+    if _any_overlap(sets):
+        raise Unsupported("ranges")
+    return _Part(
         data_dir=ipam.data_dir or _DATA_DIR,
         resolv_conf=ipam.resolv_conf,
         sets=sets,
         routes=reading.routes(ipam.routes),
-        requested=_requested(found, reading.arguments(call.args)),
-        given=_given(found),
     )
 
 
@@ -173,6 +196,10 @@ def _last(network: Network) -> Address:
 
 def _overlap(one: RangeSet, other: RangeSet) -> bool:
     return any(a.start in b or a.end in b or b.start in a or b.end in a for a in one for b in other)
+
+
+def _any_overlap(sets: Sequence[RangeSet]) -> bool:
+    return any(_overlap(one, other) for one, other in _pairs(sets))
 
 
 def _pairs(items: Sequence[T]) -> Iterator[tuple[T, T]]:

@@ -2,7 +2,8 @@
 
 import ipaddress
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -27,6 +28,19 @@ _TRUE: Final = ("1", "true")
 
 class Unsupported(Exception):  # noqa: N818 (no error of anybody's: it chooses who does the work)
     """The configuration is one for the plugin's own program. Never leaves this package."""
+
+
+def kept(read: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """A reader of configurations that keeps what it has read: most come again with each pod.
+
+    Those with a result of another plugin are of one pod alone.
+    """
+    remembered = lru_cache(256)(read)
+
+    def look(conf: bytes) -> T:
+        return read(conf) if b'"prevResult"' in conf else remembered(conf)
+
+    return look
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):

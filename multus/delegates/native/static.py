@@ -45,6 +45,7 @@ class _Lease:
 
     def __init__(self, version: str, result: Result) -> None:
         self.version = version
+        self.settles = any(":" in ip.address for ip in result.ips)
         self._result = result
 
     def take(self) -> Result:

@@ -12,6 +12,7 @@ from multus.delegates.native.child import create_child
 from multus.delegates.native.interface import Conf, Kind
 from multus.delegates.native.reading import Unsupported
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 
 _HIGHEST: Final = 4094
 _KNOWN: Final = (
@@ -35,9 +36,9 @@ class Vlan(Kind[VlanConf, bool]):
         """As `Kind`."""
         return read_vlan(call)
 
-    def create(self, conf: VlanConf, call: Call) -> bool | None:
+    def create(self, conf: VlanConf, call: Call, visit: Visit) -> bool | None:
         """As `Kind`."""
-        return create_child("vlan", link_changes.vlan_data(conf.number), call, master=conf.master, mtu=conf.mtu)
+        return create_child("vlan", link_changes.vlan_data(conf.number), call, visit, master=conf.master, mtu=conf.mtu)
 
 
 def read_vlan(call: Call) -> VlanConf:
@@ -45,8 +46,13 @@ def read_vlan(call: Call) -> VlanConf:
 
     :raises Unsupported: one for the program.
     """
-    found = reading.members(call.conf, _KNOWN, only=True)
     reading.arguments(call.args)
+    return _read(call.conf)
+
+
+@reading.kept
+def _read(data: bytes) -> VlanConf:
+    found = reading.members(data, _KNOWN, only=True)
     conf = VlanConf(
         version=reading.optional(found, "cniVersion", str, ""),
         master=reading.optional(found, "master", str, ""),
