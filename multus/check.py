@@ -12,6 +12,7 @@ from devices.errors import DeviceError, NamespaceError
 from devices.linux import links, pci, routes
 from devices.linux.netns import identity
 from multus.cni.conf import parse_conf
+from multus.cni.network import TUNING
 from multus.cni.result import Interface, Result, Route, parse_result
 from multus.errors import Fault, MultusError
 from multus.sandbox import Attachment, Sandbox
@@ -66,11 +67,19 @@ def _drift(sandbox: Sandbox, netns: str, sysfs: Path) -> list[str]:
     ]
     problems: list[str] = []
     for item, result in recorded:
-        if parse_conf(item.conf, where=f"journal of {item.network}").disable_check:
+        conf = parse_conf(item.conf, where=f"journal of {item.network}")
+        if conf.disable_check:
             continue  # whoever wrote that knows that it changes by itself
         others = [other for _, other in recorded if other is not result]
-        problems += [f"{item.network}: {problem}" for problem in _differences(item, result, others, now)]
+        tuned = any(plugin.type == TUNING for plugin in conf.plugins)
+        told = _without_mtu(result) if tuned else result
+        problems += [f"{item.network}: {problem}" for problem in _differences(item, told, others, now)]
     return problems
+
+
+def _without_mtu(result: Result) -> Result:
+    interfaces = tuple(msgspec.structs.replace(each, mtu=0) for each in result.interfaces)
+    return msgspec.structs.replace(result, interfaces=interfaces)
 
 
 def _differences(item: Attachment, result: Result, others: Iterable[Result], now: _Now) -> Iterator[str]:

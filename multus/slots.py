@@ -1,4 +1,4 @@
-"""Who may run now: so many delegates, DEL before ADD; one operation a container at a time; one visit of pods at a time."""
+"""Who may run now: so many delegates, DEL before ADD; one operation a container at a time; one visit after another."""
 
 import heapq
 from collections import OrderedDict

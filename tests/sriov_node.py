@@ -83,4 +83,4 @@ class Node:
         return [key for kind, key in self.store.kept if kind == KIND]
 
 
-_AROUND: dict[str, Any] = {"container_id": "c1", "netns": POD, "ifname": "net1", "args": ()}
+_AROUND: dict[str, Any] = {"container_id": "c1", "netns": POD, "ifname": "net1", "args": (), "followed_by": ()}

@@ -8,7 +8,7 @@ imports these names from `multus.cni.conf`.
 import difflib
 import re
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from multus.errors import Fault, MultusError
 MAX_CONF = 4 * 1024 * 1024
 MAX_PLUGINS = 64
 OUR_PLUGINS = frozenset({"multus", "multus-shim"})
+TUNING: Final = "tuning"
+"""The plugin that gives an interface another MTU, and does not say so in its result."""
 
 _NAME = re.compile(
     r"[a-zA-Z0-9][a-zA-Z0-9_.\-]{0,252}"

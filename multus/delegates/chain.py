@@ -238,6 +238,7 @@ class Chain:
             ifname=target.ifname,
             args=target.args,
             path=self._bin_dirs(),
+            followed_by=following(conf, plugin) if command is Command.CHECK else (),
         )
 
     async def _run_on_node(
@@ -252,6 +253,11 @@ class Chain:
 
     def _delegate(self, plugin: Plugin) -> Delegate:
         return self._in_process.get(plugin.type, self._runner)
+
+
+def following(conf: NetworkConf, plugin: Plugin) -> tuple[str, ...]:
+    """The types of the plugins that come after one of a network's."""
+    return tuple(each.type for each in conf.plugins[conf.plugins.index(plugin) + 1 :])
 
 
 def _usable(conf: NetworkConf) -> None:

@@ -47,7 +47,10 @@ T = TypeVar("T")
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of one plugin: `conf` is its stdin, `path` where it and those that it calls itself are looked for."""
+    """One call of one plugin: `conf` is its stdin, `path` where it and those that it calls itself are looked for.
+
+    `followed_by` are the types of the plugins that come after it in its network.
+    """
 
     command: Command
     conf: bytes
@@ -56,6 +59,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     ifname: str = ""
     args: Pairs = ()
     path: tuple[str, ...] = ()
+    followed_by: tuple[str, ...] = ()
 
     def environment(self) -> dict[str, str]:
         """What the specification puts in a plugin's environment.

@@ -18,6 +18,7 @@ from devices.linux.netdevs import Netdev
 from dpdk.drivers import Binder
 from dpdk.kernel import Kernel
 from multus.cni.errors import CNIError, Code
+from multus.cni.network import TUNING
 from multus.cni.request import Command
 from multus.cni.result import Result, encode_result, parse_result
 from multus.delegates.plugin import Call
@@ -235,7 +236,7 @@ class Sriov:
         if record is None or not record.is_of(call.container_id, call.ifname):
             raise DriftError(f"VF {conf.device} is not on record for {call.ifname} of container {call.container_id}")
         interface = told(call.conf, call.ifname, conf.cni_version)
-        problems = await self._do(drift, self._kernel, record, call.netns, interface)
+        problems = await self._do(drift, self._kernel, record, call.netns, interface, tuned=TUNING in call.followed_by)
         if problems:
             raise DriftError(f"VF {conf.device}: {'; '.join(problems)}")
         if conf.ipam:

@@ -28,10 +28,13 @@ def told(conf: bytes, ifname: str, version: str) -> Interface | None:
     return next((each for each in result.interfaces if each.sandbox and each.name == ifname), None)
 
 
-def drift(kernel: PodKernel, record: Record, netns: str, interface: Interface | None = None) -> list[str]:
+def drift(
+    kernel: PodKernel, record: Record, netns: str, interface: Interface | None = None, *, tuned: bool = False
+) -> list[str]:
     """A sentence for each difference between what was made and what is.
 
-    `interface` is the one of the network's result: plugins that followed may have given it another MAC or MTU.
+    `interface` is the one of the network's result: plugins that followed may have given it another MAC or MTU. `tuned`:
+    one of them is `TUNING`.
 
     :raises DeviceError: it cannot be looked at.
     """
@@ -48,7 +51,7 @@ def drift(kernel: PodKernel, record: Record, netns: str, interface: Interface | 
     if kernel.identity(netns) != record.netns_id:
         problems.append(f"{netns} is not the namespace that it was given to")
     elif record.netdev is not None and not place.userspace:
-        problems += _interface(kernel, record, record.netdev, interface)
+        problems += _interface(kernel, record, record.netdev, interface, tuned=tuned)
     return problems
 
 
@@ -65,7 +68,9 @@ def _rounded(step: SetRate, record: Record) -> SetRate:
     return step if record.rates is None else SetRate(min_tx=record.rates[0], max_tx=record.rates[1])
 
 
-def _interface(kernel: PodKernel, record: Record, before: Netdev, result: Interface | None) -> list[str]:
+def _interface(
+    kernel: PodKernel, record: Record, before: Netdev, result: Interface | None, *, tuned: bool
+) -> list[str]:
     now = find_in_pod(kernel, record.bdf, record.netns, record.ifname)
     if now is None:
         return [f"its interface {record.ifname} is not in the pod"]
@@ -77,7 +82,7 @@ def _interface(kernel: PodKernel, record: Record, before: Netdev, result: Interf
         if record.wanted.mac is not None and now.mac != mac:
             problems.append(f"{now.name} has MAC {now.mac} instead of {mac}")
         mtu = (result.mtu if result is not None else 0) or before.mtu
-        if mtu and now.mtu != mtu:
+        if mtu and now.mtu != mtu and not tuned:
             problems.append(f"{now.name} has MTU {now.mtu} instead of {mtu}")
     if not now.up:
         problems.append(f"{now.name} is down")

@@ -19,7 +19,10 @@ pytestmark = pytest.mark.anyio
 VF = "0000:3b:02.1"
 
 
-def _sandbox(pod: Any, *results: Result | None, device_id: str = "") -> Sandbox:
+_CONF = b'{"name":"n","type":"x"}'
+
+
+def _sandbox(pod: Any, *results: Result | None, device_id: str = "", conf: bytes = _CONF) -> Sandbox:
     names = ("eth0", "net1", "net2")
     return Sandbox(
         container_id="abc",
@@ -36,7 +39,7 @@ def _sandbox(pod: Any, *results: Result | None, device_id: str = "") -> Sandbox:
                 position=position,
                 network=f"network-{names[position]}",
                 ifname=names[position],
-                conf=b'{"name":"n","type":"x"}',
+                conf=conf,
                 device_id=device_id,
                 result=encode_result(result, "1.1.0") if result is not None else None,
             )
@@ -70,6 +73,14 @@ def attached(pod: Any) -> tuple[Result, Result]:
 
 async def test_nothing_has_changed(pod: Any, attached: tuple[Result, Result]) -> None:
     assert await drift(_sandbox(pod, *attached, None), pod.path) == []
+
+
+async def test_an_mtu_that_tuning_may_have_given_is_no_difference(pod: Any, attached: tuple[Result, Result]) -> None:
+    pod.ip("link set eth0 mtu 1400")
+    tuned = b'{"name":"n","cniVersion":"1.0.0","plugins":[{"type":"x"},{"type":"tuning","mtu":1400}]}'
+    assert await drift(_sandbox(pod, *attached, conf=tuned), pod.path) == []
+    pod.ip("link set eth0 address 02:00:00:00:00:09")
+    assert "MAC" in (await drift(_sandbox(pod, *attached, conf=tuned), pod.path))[0]
 
 
 @pytest.mark.parametrize(

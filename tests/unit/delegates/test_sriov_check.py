@@ -222,6 +222,17 @@ async def test_a_plugin_that_follows_may_have_changed_mac_and_mtu(node: Node) ->
         await node.check(mac=MAC, **result(mac="02:BB:00:00:00:02", mtu=1400))
 
 
+async def test_tuning_after_it_gives_another_mtu_and_does_not_say_so(node: Node) -> None:
+    await node.add(mac=MAC)
+    in_pod(mtu=1400)(node.kernel)
+    await node.check(mac=MAC, followed_by=("tuning",), **result(mac=MAC))
+    with pytest.raises(DriftError, match="MTU 1400 instead of 1500"):
+        await node.check(mac=MAC, followed_by=("sbr",), **result(mac=MAC))
+    in_pod(mac="02:bb:00:00:00:02")(node.kernel)
+    with pytest.raises(DriftError, match="MAC 02:bb:00:00:00:02"):
+        await node.check(mac=MAC, followed_by=("tuning",), **result(mac=MAC))
+
+
 async def test_a_bond_in_the_pod_says_what_its_members_have(node: Node) -> None:
     await node.add(mac=MAC)
     node.kernel.spaces[POD][5] = Netdev(index=5, name="bond0", up=True)
