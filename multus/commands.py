@@ -28,7 +28,7 @@ from multus.sandbox import Sandbox, State
 from multus.settings import DaemonSettings, NetConf, net_conf
 from multus.slots import Gone, Lanes
 from multus.stored import stored_at
-from multus.timeline import queued
+from multus.timeline import queued, span
 from multus.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ class Commands:
 
     async def _taken(self, key: tuple[str, str]) -> Sandbox | None:
         try:
-            return await self._journal.taken(key)
+            with span("journal"):
+                return await self._journal.taken(key)
         except JournalError:  # a full disk must not keep what a DEL would give back
             return await self._journal.get(key)
 

@@ -50,7 +50,7 @@ def configure(connection: socket.socket, index: int, addresses: Sequence[str], r
     :raises KernelError: the kernel refused one; those before it stand.
     """
     for address in addresses:
-        _add_address(connection, index, address)
+        rtnetlink.change_all(connection, [adding_address(index, address)])
     for route in routes:
         _add_route(connection, index, route)
 
@@ -125,16 +125,18 @@ def _has_carrier(name: str) -> bool:
     return False
 
 
-def _add_address(connection: socket.socket, index: int, address: str) -> None:
-    interface = ipaddress.ip_interface(address)
-    packed, length = interface.ip.packed, interface.network.prefixlen
-    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+def adding_address(index: int, address: str) -> rtnetlink.Request:
+    """The request that gives an interface an address, in CIDR form; of IPv4 with its broadcast address."""
+    host, _, digits = address.partition("/")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    packed, length = socket.inet_pton(family, host), int(digits)  # a tenth of what the module ipaddress takes
     body = _ADDRESS.pack(family, length, 0, 0, index)
     body += attribute(_ADDR_LOCAL, packed) + attribute(_ADDR_ADDRESS, packed)
-    if len(packed) == 4 and length < 31:
-        body += attribute(_ADDR_BROADCAST, interface.network.broadcast_address.packed)
+    if family == socket.AF_INET and length < 31:
+        hosts = (1 << (32 - length)) - 1
+        body += attribute(_ADDR_BROADCAST, (int.from_bytes(packed, "big") | hosts).to_bytes(4, "big"))
     flags = rtnetlink.CREATE | rtnetlink.EXCLUSIVE
-    rtnetlink.change(connection, rtnetlink.NEWADDR, flags, body, f"adding address {address}")
+    return rtnetlink.Request(rtnetlink.NEWADDR, flags, body, f"adding address {address}")
 
 
 def _add_route(connection: socket.socket, index: int, route: NewRoute) -> None:

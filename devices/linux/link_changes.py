@@ -261,6 +261,11 @@ def add_route(connection: socket.socket, index: int, destination: str, gateway: 
 
     :raises KernelError: EEXIST for the very same, ENETUNREACH or EHOSTUNREACH for a gateway that is not on the link.
     """
+    rtnetlink.change_all(connection, [adding_route(index, destination, gateway)])
+
+
+def adding_route(index: int, destination: str, gateway: str) -> rtnetlink.Request:
+    """The request of `add_route`."""
     network = ipaddress.ip_network(destination)
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     body = _ROUTE.pack(family, network.prefixlen, 0, 0, MAIN, _BOOT, _UNIVERSE, _UNICAST, 0)
@@ -269,7 +274,7 @@ def add_route(connection: socket.socket, index: int, destination: str, gateway: 
         body += attribute(_GATEWAY, ipaddress.ip_address(gateway).packed)
     body += attribute(_OIF, struct.pack("=i", index))
     what = f"failed to add route '{destination} via {gateway or '<nil>'}'"
-    rtnetlink.change(connection, rtnetlink.NEWROUTE, rtnetlink.CREATE, body, what)
+    return rtnetlink.Request(rtnetlink.NEWROUTE, rtnetlink.CREATE, body, what)
 
 
 def is_settling(connection: socket.socket, index: int) -> bool:
@@ -284,19 +289,28 @@ def is_settling(connection: socket.socket, index: int) -> bool:
     return False
 
 
-def set_sysctl(name: str, value: str, root: str = "") -> None:
+def set_sysctl(name: str, value: str, root: str = "", *, new: bool = False) -> None:
     """Set a value below /proc/sys/net, of the calling thread's namespace, as it is mounted under a root directory.
 
-    A container's own is read-only, as a rule; the host's is not.
+    A container's own is read-only, as a rule; the host's is not. One that is so already is not written, unless it is
+    of an interface that is `new`, which has the kernel's defaults.
 
     :raises KernelError: there is no such value, or it cannot be set.
     """
+    path = f"{root}/proc/sys/net/{name}"
     try:
-        with open(f"{root}/proc/sys/net/{name}", "rb", buffering=0) as file:  # noqa: PTH123 (a Path costs more than the call)
-            held = file.read(64)
-        if held.strip() != value.encode():
-            with open(f"{root}/proc/sys/net/{name}", "wb", buffering=0) as file:  # noqa: PTH123
-                file.write(value.encode())
+        if not new:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if os.read(descriptor, 64).strip() == value.encode():
+                    return
+            finally:
+                os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise KernelError(f"sysctl {name}", error.errno or 0, error.strerror or str(error)) from None
 

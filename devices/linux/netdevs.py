@@ -54,6 +54,11 @@ def change(connection: socket.socket, index: int, wanted: Change) -> None:
 
     :raises KernelError: the kernel or the driver refused; whether part of it was done is then unknown.
     """
+    rtnetlink.change_all(connection, [changing(index, wanted)])
+
+
+def changing(index: int, wanted: Change) -> rtnetlink.Request:
+    """The request that changes one interface."""
     flags, mask = (_IFF_UP if wanted.up else 0), (_IFF_UP if wanted.up is not None else 0)
     body = rtnetlink.LINK.pack(0, 0, index, flags, mask)
     if wanted.name is not None:
@@ -62,7 +67,7 @@ def change(connection: socket.socket, index: int, wanted: Change) -> None:
         body += attribute(_ADDRESS, bytes.fromhex(wanted.mac.replace(":", "")))
     if wanted.mtu is not None:
         body += attribute(_MTU, struct.pack("=I", wanted.mtu))
-    rtnetlink.change(connection, rtnetlink.SETLINK, 0, body, f"setting {_words(wanted)} of interface {index}")
+    return rtnetlink.Request(rtnetlink.SETLINK, 0, body, f"setting {_words(wanted)} of interface {index}")
 
 
 def move(connection: socket.socket, index: int, namespace: int, name: str) -> None:

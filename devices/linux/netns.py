@@ -92,12 +92,14 @@ def open_file(path: str) -> int:
 
 
 @contextmanager
-def inside(path: str, descriptor: int) -> Iterator[None]:
+def inside(path: str, descriptor: int, *, home: int = -1) -> Iterator[None]:
     """While the block runs, the calling thread is in the namespace of an open file; `path` names it in errors.
+
+    `home` is a descriptor of where the thread is, for whoever has one.
 
     :raises NamespaceError: it cannot be entered.
     """
-    home = os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+    back = home if home >= 0 else os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             syscalls.enter(descriptor)
@@ -106,9 +108,10 @@ def inside(path: str, descriptor: int) -> Iterator[None]:
         try:
             yield
         finally:
-            _go_back(home)
+            _go_back(back)
     finally:
-        os.close(home)
+        if home < 0:
+            os.close(back)
 
 
 def open_socket(path: str) -> socket.socket:

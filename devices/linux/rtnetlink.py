@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from devices.errors import KernelError
@@ -97,17 +97,48 @@ def _dump_once(connection: socket.socket, kind: int, body: bytes, size: int) -> 
     raise KernelError("netlink dump", 0, "it has no end")
 
 
+class Request(NamedTuple):
+    """A change to be made. `body` is its fixed part and attributes; `what` names it in errors."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+
+
 def change(connection: socket.socket, kind: int, flags: int, body: bytes, what: str) -> None:
     """Carry out one change. `what` names it in the error.
 
     :raises KernelError: the kernel refused, with its errno and words.
     """
+    change_all(connection, [Request(kind, flags, body, what)])
+
+
+def change_all(connection: socket.socket, requests: Sequence[Request]) -> None:
+    """Carry out changes, in order, at the price of one: the kernel is asked once, and says one word when all is well.
+
+    :raises KernelError: it refused one, with its errno and words; it goes on with those after it all the same.
+    """
+    numbers = [next(_sequence) & 0xFFFFFFFF for _ in requests]
+    last = numbers[-1]
+    packed = []
+    for number, (kind, flags, body, _) in zip(numbers, requests, strict=True):
+        wanted = _REQUEST | flags | (_ACK if number == last else 0)
+        packed.append(_HEADER.pack(16 + len(body), kind, wanted, number, 0) + body + b"\0" * (-len(body) % 4))
     try:
-        for answer, _, _ in _exchange(connection, kind, _ACK | flags, body):
-            if answer == _ERROR:
-                return
-    except KernelError as error:
-        raise KernelError(what, error.code, error.reason) from None
+        connection.send(b"".join(packed))
+        while True:
+            for answer, flags, told, payload in _messages(connection.recv(_BUFFER)):
+                if answer != _ERROR or told not in numbers:
+                    continue  # the rest of what was given up
+                try:
+                    _check(flags, payload)
+                except KernelError as error:
+                    raise KernelError(requests[numbers.index(told)].what, error.code, error.reason) from None
+                if told == last:
+                    return
+    except OSError as error:
+        raise KernelError(requests[0].what, error.errno or 0, error.strerror or str(error) or "no answer") from None
 
 
 def ask(connection: socket.socket, kind: int, body: bytes, size: int, what: str) -> list[Message]:
@@ -145,7 +176,15 @@ def number(data: bytes) -> int:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Attributes by type; of a type that is there twice the last."""
-    return dict(every(data))
+    found: dict[int, bytes] = {}
+    position, end = 0, len(data)
+    while position + 4 <= end:  # as `every`: an interface has some 45, and is asked for with each step
+        length, kind = _ATTRIBUTE.unpack_from(data, position)
+        if length < 4 or position + length > end:
+            break
+        found[kind & _TYPE_MASK] = data[position + 4 : position + length]
+        position += (length + 3) & ~3
+    return found
 
 
 def every(data: bytes) -> Iterator[tuple[int, bytes]]:

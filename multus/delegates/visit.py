@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from devices.errors import NamespaceError
-from devices.linux import netns, rtnetlink
+from devices.linux import link_changes, netns, rtnetlink
 
 _NODE: Final = "/proc/thread-self/ns/net"
 
@@ -26,6 +26,7 @@ class Visit:
     def __init__(self, path: str) -> None:
         self.path = path
         self._held = ExitStack()
+        self._masters: dict[str, link_changes.Found | None] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +70,15 @@ class Visit:
         self._held.callback(os.close, descriptor)
         return descriptor
 
+    def master(self, name: str) -> link_changes.Found | None:
+        """The node's interface of that name, as it was when it was first asked for on this visit; None for none.
+
+        :raises KernelError: the kernel could not say.
+        """
+        if name not in self._masters:
+            self._masters[name] = link_changes.find(self.node, name)
+        return self._masters[name]
+
     @property
     def is_possible(self) -> bool:
         """Whether there is a pod.
@@ -86,5 +96,5 @@ class Visit:
 
         :raises NamespaceError: the pod is gone.
         """
-        with netns.inside(self.path, self.namespace):
+        with netns.inside(self.path, self.namespace, home=self.node_namespace):
             yield

@@ -53,7 +53,7 @@ def create(call: Call, visit: Visit, *, bridge: str, mtu: int, mac: str, hairpin
     try:
         port = _there(visit.node, name)
         with suppress(KernelError):
-            link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root)
+            link_changes.set_sysctl(f"ipv6/conf/{name}/accept_ra", "0", root, new=True)
         link_changes.join_bridge(visit.node, port.index, found.index, hairpin=hairpin)
     except BaseException:
         with suppress(DeviceError):

@@ -20,7 +20,7 @@ def create_child(
 
     :raises KernelError: the kernel refused.
     """
-    found = link_changes.find(visit.node, master)
+    found = visit.master(master)
     if found is None or mtu > found.mtu or not visit.is_possible:
         return None
     make = partial(

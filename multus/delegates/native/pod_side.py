@@ -5,7 +5,6 @@ Source of the rules: containernetworking/plugins 1.1, pkg/ipam ConfigureIface.
 
 import errno
 import logging
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +15,7 @@ import anyio.to_thread
 import msgspec
 
 from devices.errors import DeviceError, KernelError, NamespaceError
-from devices.linux import addressing, link_changes, netdevs, netns
+from devices.linux import addressing, link_changes, netdevs, netns, rtnetlink
 from multus.cni.errors import Code
 from multus.cni.request import Command
 from multus.cni.result import IP, Result, parse_result
@@ -103,19 +102,21 @@ def bring_up(there: Visit, ifname: str, given: Result, sysctls: Sysctls, root: s
         with there.inside():
             for name, value in wanted:  # as well as it can be had
                 with suppress(KernelError):
-                    link_changes.set_sysctl(name, value, root)
-    addressing.configure(there.pod, found.index, [ip.address for ip in given.ips], [])
-    netdevs.change(there.pod, found.index, netdevs.Change(up=True))
+                    link_changes.set_sysctl(name, value, root, new=True)
+    requests = [addressing.adding_address(found.index, ip.address) for ip in given.ips]
+    requests.append(netdevs.changing(found.index, netdevs.Change(up=True)))
     if not waits(given):
-        _add_routes(there.pod, found.index, given)
+        requests += _routes(found.index, given)
+    rtnetlink.change_all(there.pod, requests)
     return found
 
 
-def _add_routes(connection: socket.socket, index: int, given: Result) -> None:
+def _routes(index: int, given: Result) -> list[rtnetlink.Request]:
     """Each through its own gateway, else through that of the first address of its family."""
-    for route in given.routes:
-        gateway = route.gw or _gateway(given.ips, ":" in route.dst)
-        link_changes.add_route(connection, index, route.dst, gateway)
+    return [
+        link_changes.adding_route(index, route.dst, route.gw or _gateway(given.ips, ":" in route.dst))
+        for route in given.routes
+    ]
 
 
 def _gateway(ips: Sequence[IP], six: bool) -> str:
@@ -141,7 +142,8 @@ async def settle(plugin: str, call: Call, index: int, given: Result) -> None:
                 message = f"link {call.ifname} still has tentative addresses after {_SETTLE:g} seconds"
                 raise PluginError(plugin, call.command, Code.INTERNAL, message)
             await anyio.sleep(_SETTLE_PAUSE)
-        await do(plugin, call, _add_routes, connection, index, given)
+        if given.routes:
+            await do(plugin, call, rtnetlink.change_all, connection, _routes(index, given))
 
 
 def remove(call: Call) -> None:

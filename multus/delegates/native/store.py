@@ -20,7 +20,6 @@ _PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 _LAST: Final = "last_reserved_ip."
 _NO_TMPFILE: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT})
 _LIMIT: Final = 4096  # bytes that are read of a file
-_SETTLED: Final = 50_000_000  # nanoseconds: two of the kernel's file times that are further apart cannot be equal
 _DIRECTORIES: Final = 256  # whose files are remembered
 
 
@@ -29,11 +28,26 @@ class Store:
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._holders = _current(directory)
 
     def held(self, container_id: str, ifname: str) -> list[str]:
         """Names of the files that say so, also those of versions that did not tell interfaces apart."""
-        owners = _owners(container_id, ifname)
-        return [os.path.basename(path) for path, content in self._files() if content in owners]  # noqa: PTH119
+        if self._holders is None:
+            self._holders = _Holders()
+            for path, content in _walk(self._directory):
+                self._holders.add(os.path.basename(path), content)  # noqa: PTH119
+        exact, coarse = _owners(container_id, ifname)
+        names = sorted(self._holders.of(exact) | self._holders.of(coarse))
+        return [name for name in names if _says(f"{self._directory}/{name}") in (exact, coarse)]
+
+    def close(self) -> None:
+        """Nothing more is done while the lock is held: keep whose the files are, for whoever has it next."""
+        _kept.pop(self._directory, None)
+        if self._holders is not None:
+            if len(_kept) > _DIRECTORIES:
+                _kept.clear()
+            with suppress(OSError):
+                _kept[self._directory] = _Kept(_changed(self._directory), self._holders)
 
     def reserve(self, address: str, container_id: str, ifname: str) -> bool:
         """Take an address; False when somebody has it. Its file is never seen without its content.
@@ -44,11 +58,14 @@ class Store:
         if os.path.lexists(path):
             return False
         try:
-            return self._link(path, content)
+            taken = self._link(path, content)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
-        return _create(path, content)
+            taken = _create(path, content)
+        if taken and self._holders is not None:
+            self._holders.add(address, content)
+        return taken
 
     def remember(self, range_id: int, address: str) -> None:
         """Note the address that the set gave last.
@@ -69,7 +86,7 @@ class Store:
     def give_back(self, address: str) -> None:
         """Let go of an address that `reserve` took."""
         with suppress(FileNotFoundError):
-            os.unlink(f"{self._directory}/{address}")  # noqa: PTH108
+            self._unlink(f"{self._directory}/{address}")
 
     def release(self, container_id: str, ifname: str, *, known: Sequence[str] = ()) -> None:
         """Let go of all that the interface has; files that cannot be removed are left, as the program does.
@@ -78,21 +95,21 @@ class Store:
         """
         exact, coarse = _owners(container_id, ifname)
         paths = [f"{self._directory}/{address}" for address in known]
-        if paths and all((_read(path) or b"").strip() == exact for path in paths):
+        if paths and all(_says(path) == exact for path in paths):
             for path in paths:
                 with suppress(OSError):
-                    os.unlink(path)  # noqa: PTH108
+                    self._unlink(path)
             return
-        found = self._files()
+        found = _walk(self._directory)
         mine = [path for path, content in found if content == exact]
         for path in mine or [path for path, content in found if content == coarse]:
             with suppress(OSError):
-                os.unlink(path)  # noqa: PTH108
+                self._unlink(path)
 
-    def _files(self) -> list[tuple[str, bytes]]:
-        if len(_seen) > _DIRECTORIES:
-            _seen.clear()
-        return _walk(self._directory)
+    def _unlink(self, path: str) -> None:
+        os.unlink(path)  # noqa: PTH108
+        if self._holders is not None:
+            self._holders.remove(os.path.basename(path))  # noqa: PTH119
 
     def _link(self, path: str, content: bytes) -> bool:
         """Write a file that has no name, then give it one: a name in use is refused, and nothing is left of a crash."""
@@ -119,7 +136,11 @@ def locked(data_dir: str, network: str) -> Iterator[Store]:
     descriptor = _open_lock(directory)
     try:
         _lock(descriptor, directory)
-        yield Store(directory)
+        store = Store(directory)
+        try:
+            yield store
+        finally:
+            store.close()
     finally:
         os.close(descriptor)
 
@@ -171,15 +192,52 @@ def _create(path: str, content: bytes) -> bool:
     return True
 
 
-class _Seen(NamedTuple):
-    """A file as it was read. Whatever is made under its name later has another inode or a later ctime."""
+class _Holders:
+    """Files by name, and by what they say: whose they are."""
 
-    inode: int
-    ctime: int
-    content: bytes
+    def __init__(self) -> None:
+        self._owners: dict[str, bytes] = {}
+        self._names: dict[bytes, set[str]] = {}
+
+    def of(self, owner: bytes) -> set[str]:
+        return self._names.get(owner, set())
+
+    def add(self, name: str, owner: bytes) -> None:
+        self._owners[name] = owner
+        self._names.setdefault(owner, set()).add(name)
+
+    def remove(self, name: str) -> None:
+        owner = self._owners.pop(name, None)
+        if owner is not None:
+            self._names[owner].discard(name)
+            if not self._names[owner]:
+                del self._names[owner]
 
 
-_seen: dict[str, dict[str, _Seen]] = {}  # by directory and path: reading a file takes ten times as long as a look at it
+class _Kept(NamedTuple):
+    """Whose a directory's files were when it had that time of change, in nanoseconds."""
+
+    changed: int
+    holders: _Holders
+
+
+_kept: dict[str, _Kept] = {}
+"""By directory. A node with many pods has a file for each in every network's: to look at all of them takes longer than
+the rest of an ADD. Who makes a file within one tick of the kernel's clock after us is not noticed by that: what he has
+is nobody else's all the same, for its file is there."""
+
+
+def _changed(directory: str) -> int:
+    return os.stat(directory).st_mtime_ns  # noqa: PTH116
+
+
+def _current(directory: str) -> _Holders | None:
+    """What is known of the directory, unless it has changed since."""
+    kept = _kept.get(directory)
+    with suppress(OSError):
+        if kept is not None and kept.changed == _changed(directory):
+            return kept.holders
+    return None
 
 
 def _walk(directory: str) -> list[tuple[str, bytes]]:
@@ -189,29 +247,18 @@ def _walk(directory: str) -> list[tuple[str, bytes]]:
     except OSError:
         return []
     found: list[tuple[str, bytes]] = []
-    before, now = _seen.get(directory, {}), {}
-    settled = time.time_ns() - _SETTLED
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             found += _walk(entry.path)
-        elif entry.name != "lock" and not entry.name.startswith(_LAST) and (seen := _look(entry, before)) is not None:
-            found.append((entry.path, seen.content))
-            if seen.ctime < settled:
-                now[entry.path] = seen
-    _seen[directory] = now
+        elif entry.name != "lock" and not entry.name.startswith(_LAST) and (content := _says(entry.path)) is not None:
+            found.append((entry.path, content))
     return found
 
 
-def _look(entry: "os.DirEntry[str]", before: dict[str, _Seen]) -> _Seen | None:
-    try:
-        info = entry.stat()
-    except OSError:
-        return None
-    seen = before.get(entry.path)
-    if seen is not None and (seen.inode, seen.ctime) == (info.st_ino, info.st_ctime_ns):
-        return seen
-    content = _read(entry.path)
-    return None if content is None else _Seen(info.st_ino, info.st_ctime_ns, content.strip())
+def _says(path: str) -> bytes | None:
+    """Whose the file is, None when it cannot be read."""
+    content = _read(path)
+    return None if content is None else content.strip()
 
 
 def _read(path: str) -> bytes | None:

@@ -274,31 +274,39 @@ def test_dns_is_always_printed() -> None:
     assert json.loads(printed(Result(), "0.4.0"))["dns"] == {}
 
 
-def test_a_file_that_was_made_anew_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also at once, under the same name, of the same length, and with the inode that has just become free."""
+def test_what_others_change_between_two_locks_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "net"
-    read: list[str] = []
-    reading = store._read
+    walks: list[str] = []
+    walk = store._walk
 
-    def noted(path: str) -> bytes | None:
-        read.append(path)
-        return reading(path)
+    def counted(path: str) -> list[tuple[str, bytes]]:
+        walks.append(path)
+        return walk(path)
 
-    monkeypatch.setattr(store, "_read", noted)
-    with locked(str(tmp_path), "net") as held:
-        assert held.reserve("10.1.0.2", "c1", "net1") and held.reserve("10.1.0.3", "c2", "net1")
-        assert held.held("c1", "net1") == ["10.1.0.2"]
-        for number in range(200):
-            (directory / "10.1.0.2").unlink()
-            assert held.reserve("10.1.0.2", f"d{number % 10}", "net1")
-            assert held.held(f"d{number % 10}", "net1") == ["10.1.0.2"]
-        time.sleep(0.1)
-        assert len(held.held("d9", "net1")) == 1  # by now it is old enough to be remembered
-        read.clear()
-        assert len(held.held("d9", "net1")) == 1 and read == []
-        (directory / "10.1.0.2").unlink()
-        assert held.reserve("10.1.0.2", "e9", "net1") and held.held("d9", "net1") == []
-        assert read == [f"{directory}/10.1.0.2"]
+    def held(container: str) -> list[str]:
+        with locked(str(tmp_path), "net") as held:
+            return held.held(container, "net1")
+
+    monkeypatch.setattr(store, "_walk", counted)
+    with locked(str(tmp_path), "net") as mine:
+        assert mine.held("c1", "net1") == []
+        assert mine.reserve("10.1.0.2", "c1", "net1") and mine.reserve("10.1.0.3", "c2", "net1")
+    assert (held("c1"), held("c2"), held("c3")) == (["10.1.0.2"], ["10.1.0.3"], [])
+    assert walks == [str(directory)], "nothing has changed since"
+    with locked(str(tmp_path), "net") as mine:
+        mine.release("c1", "net1", known=["10.1.0.2"])
+    assert held("c1") == [] and len(walks) == 1
+    (directory / "10.1.0.3").unlink()  # by a program, at once: within the same tick of the kernel's clock, perhaps
+    assert held("c2") == []
+    time.sleep(0.02)
+    (directory / "10.1.0.4").write_bytes(b"c4\r\nnet1")
+    (directory / "10.1.0.5").write_bytes(b"c5")  # of a version that did not tell interfaces apart
+    assert (held("c4"), held("c5")) == (["10.1.0.4"], ["10.1.0.5"])
+    with locked(str(tmp_path), "net") as mine:
+        mine.release("c5", "net1")
+        mine.give_back("10.1.0.4")
+    assert (held("c4"), held("c5")) == ([], [])
+    assert sorted(path.name for path in directory.iterdir()) == ["lock"]
 
 
 def test_addresses_that_are_known_are_released_without_a_look_at_the_others(tmp_path: Path) -> None:
