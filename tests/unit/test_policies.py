@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +151,12 @@ async def until(holds: Callable[[], object], *, limit: float = 20.0) -> None:
 
 async def given(node: Node, resource: str, count: int, *, owner: str) -> list[str]:
     """Devices of a pool, as soon as policies have let go of its PFs: they are its members a moment before."""
-    found: list[str] = []
-
-    async def give() -> bool:
-        with suppress(PoolError):
-            found.extend(await node.manager.allocate(resource, count, owner=owner))
-        return bool(found)
-
     with anyio.fail_after(20):
-        while not await give():  # noqa: ASYNC110 (nothing says that they have let go)
-            await anyio.sleep(0.01)
-    return found
+        while True:
+            try:
+                return list(await node.manager.allocate(resource, count, owner=owner))
+            except PoolError:
+                await anyio.sleep(0.01)
 
 
 def members(node: Node, resource: str) -> list[str]:
