@@ -32,18 +32,19 @@ logger = logging.getLogger(__name__)
 __all__ = ["AttachError", "Attacher", "TakeDownError"]
 
 
-_VISITORS = 4
-
 Step = Callable[[str], None]
 """Told the name of every step that is about to be irrevocable; drills end the process there."""
 
-Measure = Callable[[str, str, str], AbstractContextManager[None]]
-"""Makes a block around one delegate's ADD or DEL: (command, network, the type of its first plugin)."""
+Measure = Callable[[str, str, str], AbstractContextManager[Callable[[], None]]]
+"""Makes a block around one network's ADD or DEL: (command, network, the type of its first plugin).
+
+It gives the block what it calls if it was only a part.
+"""
 
 
-def unmeasured(command: str, network: str, kind: str) -> AbstractContextManager[None]:
+def unmeasured(command: str, network: str, kind: str) -> AbstractContextManager[Callable[[], None]]:
     """Nobody looks."""
-    return nullcontext()
+    return nullcontext(lambda: None)
 
 
 HalfDone = Callable[[tuple[str, str], int, bytes], Awaitable[None]]
@@ -109,8 +110,10 @@ class Attacher:
         if item.device_info:
             devinfo.publish(self._devinfo, item.resource, item.device_id, item.device_info)
         self._step(f"add:start:{item.position}")
-        with self._measure("ADD", item.network, _kind(conf)), span("network", item.network, item.ifname):
+        with self._measure("ADD", item.network, _kind(conf)) as forget, span("network", item.network, item.ifname):
             stretch = work(visit)
+            if not stretch.is_whole:
+                forget()
         if stretch.is_whole:
             self._step(f"add:done:{item.position}")
         return stretch

@@ -1,8 +1,8 @@
-"""One sandbox's networks are attached: each as soon as those it waits for stand.
+"""One sandbox's networks are attached: each when those it waits for stand.
 
 Those that wait for nothing else are made on one visit to the pod, one after another: each on a visit of its own, they
-would wait for one another's turn at the interpreter, and at the kernel's lock. The others run concurrently. The first
-failure calls off what has not started.
+would wait for one another's turn at the interpreter, and at the kernel's lock. The others run concurrently, as soon as
+they may or, after some of a visit, when that has ended. The first failure calls off what has not started.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import anyio
 import anyio.from_thread
+import anyio.lowlevel
 import anyio.to_thread
 
 from multus.cni.errors import CNIError, to_cni
@@ -126,6 +127,8 @@ class Attaching:
         begun: dict[int, Stretch] = {}
         with Visit(self._sandbox.netns) as visit:
             for item in items:
+                if self._failures:
+                    break  # of one that is made alone
                 if not self._results.keys() >= set(item.after):
                     continue
                 try:
@@ -133,7 +136,6 @@ class Attaching:
                 except self._cancelled:
                     break  # the caller hears of it himself
                 work = self._work[item.position]
-                self._work[item.position] = None
                 assert work is not None
                 try:
                     stretch = self._visit(item, work, visit)
@@ -168,11 +170,14 @@ class Attaching:
             with span("turn", ifname=item.ifname):
                 await held.enter_async_context(self._slots.hold(Priority.ADD))
         self._turns.discard(scope)
-        return not scope.cancelled_caught
+        # A slot that is free is had without a pause, in which nobody hears that all is called off.
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        return not (scope.cancelled_caught or self._failures)
 
     def _call_off(self) -> None:
         """What runs may finish: a plugin killed half way leaves more for its DEL than one that returned."""
         self._waiting.clear()
         for scope in self._turns:
             scope.cancel()
-        self._group.cancel_scope.deadline = anyio.current_time() + _GRACE
+        scope = self._group.cancel_scope
+        scope.deadline = min(scope.deadline, anyio.current_time() + _GRACE)  # of the first failure

@@ -8,10 +8,11 @@ ones try anew, and reading goes on meanwhile.
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -43,6 +44,16 @@ class _Operation(msgspec.Struct, kw_only=True, eq=False):
     posted: bool = False
     answer: Any = None
     error: Exception | None = None
+
+
+class Answer(Generic[T]):
+    """What an operation that has begun comes to; unlike a coroutine, it need not be awaited."""
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
 
 
 class Database:
@@ -87,12 +98,12 @@ class Database:
         """
         return await self.begin(run, durable=durable)
 
-    def begin(self, run: Run[T], *, durable: bool = False) -> Awaitable[T]:
-        """As `write`, begun at once: what is returned is to be awaited for the answer."""
-        return self._answer(self._queued(_Operation(run=run, durable=durable, done=anyio.Event())))
+    def begin(self, run: Run[T], *, durable: bool = False) -> "Answer[T]":
+        """As `write`, begun at once: what is returned may be awaited for the answer."""
+        return Answer(partial(self._answer, self._queued(_Operation(run=run, durable=durable, done=anyio.Event()))))
 
     def post(self, run: Run[object]) -> None:
-        """Have it written soon. What comes of it is told to nobody, but for a line in the log when it fails."""
+        """Have it written soon, unless the database closes before. A failure is told in the log only."""
         if not self._closed:
             self._queued(_Operation(run=run, posted=True, done=anyio.Event()))
 

@@ -106,10 +106,14 @@ class Metrics:
             yield
 
     @contextmanager
-    def delegate(self, command: str, network: str, kind: str) -> Iterator[None]:
-        """Measure the block as one network's attachment or detachment; `kind` is its first plugin's type."""
-        with _timed(lambda outcome, took: self._delegates.labels(command, network, kind, outcome).observe(took)):
-            yield
+    def delegate(self, command: str, network: str, kind: str) -> Iterator[Callable[[], None]]:
+        """Measure the block as one network's attachment or detachment; `kind` is its first plugin's type.
+
+        The block is given what it calls if it was only a part.
+        """
+        observe = self._delegates.labels
+        with _timed(lambda outcome, took: observe(command, network, kind, outcome).observe(took)) as forget:
+            yield forget
 
     def phase(self, command: str, phase: str, seconds: float) -> None:
         """A phase of a call took that long (`multus.timeline`)."""
@@ -140,17 +144,25 @@ class Metrics:
 
 
 @contextmanager
-def _timed(observe: Callable[[str, float], None]) -> Iterator[None]:
+def _timed(observe: Callable[[str, float], None]) -> Iterator[Callable[[], None]]:
+    """Observe the block, unless it calls what it is given: then there is more to come."""
     begin = time.monotonic()
     outcome = "cancelled"
+    whole = True
+
+    def forget() -> None:
+        nonlocal whole
+        whole = False
+
     try:
-        yield
+        yield forget
         outcome = "ok"
     except Exception:
         outcome = "error"
         raise
     finally:
-        observe(outcome, time.monotonic() - begin)
+        if whole:
+            observe(outcome, time.monotonic() - begin)
 
 
 @asynccontextmanager

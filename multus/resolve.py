@@ -308,6 +308,8 @@ async def _all(
     else:
         for index in range(len(lookups)):
             await look(index)
+            if failures and not tolerant:
+                break
     for index in sorted(failures):
         if not tolerant:
             raise failures[index]

@@ -99,7 +99,7 @@ def inside(path: str, descriptor: int, *, home: int = -1) -> Iterator[None]:
 
     :raises NamespaceError: it cannot be entered.
     """
-    back = home if home >= 0 else os.open(_HERE, os.O_RDONLY | os.O_CLOEXEC)
+    back = home if home >= 0 else open_file(_HERE)
     try:
         try:
             syscalls.enter(descriptor)

@@ -117,12 +117,12 @@ def plugin_conf(
     `prev_result` is JSON in the network's version. `extra` are further keys, such as cni.dev/valid-attachments.
     """
     granted = {key: item for key, item in runtime.items() if plugin.capabilities.get(key) is True}
-    if prev_result is None and not granted and not extra:
-        plain = next((data for each, data in _plain_confs(conf) if each is plugin), None)
-        if plain is not None:
-            return plain
     fresh: dict[str, object] = {"name": conf.name, "cniVersion": conf.cni_version}
     try:
+        if prev_result is None and not granted and not extra:
+            plain = next((data for each, data in _plain_confs(conf) if each is plugin), None)
+            if plain is not None:
+                return plain
         if granted:
             fresh["runtimeConfig"] = {**_own_runtime(plugin), **granted}
         if prev_result is not None:

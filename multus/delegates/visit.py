@@ -26,7 +26,8 @@ class Visit:
     def __init__(self, path: str) -> None:
         self.path = path
         self._held = ExitStack()
-        self._masters: dict[str, link_changes.Found | None] = {}
+        self._is_inside = False
+        self._masters: dict[str, link_changes.Found] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -66,18 +67,19 @@ class Visit:
     @cached_property
     def node_namespace(self) -> int:
         """A descriptor of the node's namespace."""
-        descriptor = os.open(_NODE, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = netns.open_file(_NODE)
         self._held.callback(os.close, descriptor)
         return descriptor
 
     def master(self, name: str) -> link_changes.Found | None:
-        """The node's interface of that name, as it was when it was first asked for on this visit; None for none.
+        """The node's interface of that name, as it was when it was first found on this visit; None for none.
 
         :raises KernelError: the kernel could not say.
         """
-        if name not in self._masters:
-            self._masters[name] = link_changes.find(self.node, name)
-        return self._masters[name]
+        found = self._masters.get(name) or link_changes.find(self.node, name)
+        if found is not None:
+            self._masters[name] = found
+        return found
 
     @property
     def is_possible(self) -> bool:
@@ -87,7 +89,9 @@ class Visit:
         """
         try:
             return self.pod is not None
-        except NamespaceError:
+        except NamespaceError as error:
+            if error.retry:
+                raise
             return False
 
     @contextmanager
@@ -96,5 +100,12 @@ class Visit:
 
         :raises NamespaceError: the pod is gone.
         """
-        with netns.inside(self.path, self.namespace, home=self.node_namespace):
+        if self._is_inside:
             yield
+            return
+        with netns.inside(self.path, self.namespace, home=self.node_namespace):
+            self._is_inside = True
+            try:
+                yield
+            finally:
+                self._is_inside = False

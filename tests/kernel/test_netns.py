@@ -1,17 +1,18 @@
-"""Network namespaces for real: entered by threads that are thrown away, nothing left open, `ip netns` agrees."""
+"""Network namespaces for real: threads go in and come back, nothing is left open, `ip netns` agrees."""
 
+import errno
 import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from devices.errors import KernelError, NamespaceError
-from devices.linux import links, netns, routes, rtnetlink
+from devices.linux import links, netns, routes, rtnetlink, syscalls
 
 
 def _descriptors() -> int:
@@ -92,6 +93,86 @@ def test_callers_at_the_same_time_do_not_move_each_other(make_namespace: Callabl
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_the_thread_that_asks_is_the_one_that_goes_in(make_namespace: Callable[[], Any]) -> None:
+    """None is made for it."""
+    space = make_namespace()
+    assert netns.run_in(space.path, threading.get_ident) == threading.get_ident()
+
+
+@pytest.fixture
+def opened(pod: Any) -> Iterator[int]:
+    """A descriptor of the pod's namespace; in the end nothing else is open that was not before."""
+    before = _descriptors()
+    descriptor = netns.open_file(pod.path)
+    yield descriptor
+    os.close(descriptor)
+    assert _descriptors() == before
+
+
+@pytest.mark.parametrize("with_home", [False, True])
+def test_the_block_is_inside_and_what_follows_is_not(pod: Any, opened: int, with_home: bool) -> None:
+    outside, expected = _where(), f"net:[{Path(pod.path).stat().st_ino}]"
+    home = netns.open_file("/proc/thread-self/ns/net") if with_home else -1
+    try:
+        for _ in range(2):
+            with netns.inside(pod.path, opened, home=home):
+                assert _where() == expected
+            assert _where() == outside
+        with pytest.raises(ZeroDivisionError), netns.inside(pod.path, opened, home=home):
+            raise ZeroDivisionError
+        assert _where() == outside
+    finally:
+        if with_home:
+            os.close(home)  # it is still whose it was
+
+
+def test_a_block_within_another_ends_where_it_began(pod: Any, opened: int, make_namespace: Callable[[], Any]) -> None:
+    other = make_namespace()
+    outside, first, second = _where(), *(f"net:[{Path(each.path).stat().st_ino}]" for each in (pod, other))
+    with netns.inside(pod.path, opened):
+        assert netns.run_in(other.path, _where) == second
+        assert _where() == first
+        with pytest.raises(ZeroDivisionError):
+            netns.run_in(other.path, divmod, 1, 0)
+        assert _where() == first
+    assert _where() == outside
+
+
+def test_what_cannot_be_entered_leaves_the_thread_where_it_is(make_namespace: Callable[[], Any]) -> None:
+    space, outside, before = make_namespace(), _where(), _descriptors()
+    for path in ("/dev/null", "/proc/self/ns/mnt"):
+        descriptor = netns.open_file(path)
+        with pytest.raises(NamespaceError, match="is not a network") as caught, netns.inside(path, descriptor):
+            raise AssertionError("it was entered")
+        assert path in caught.value.message and not caught.value.gone
+        os.close(descriptor)
+    netns.delete(space.name)
+    with pytest.raises(NamespaceError) as caught:
+        netns.open_file(space.path)
+    assert caught.value.gone
+    assert (_where(), _descriptors()) == (outside, before)
+
+
+def test_a_thread_that_cannot_come_back_does_nothing_before_it_can(
+    pod: Any, opened: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where the kernel has no memory for a moment: it must not go on in the pod with the next one's work."""
+    enter, refusals = syscalls.enter, iter([errno.ENOMEM, errno.ENOMEM])
+
+    def sometimes(descriptor: int) -> None:
+        if descriptor != opened and (code := next(refusals, 0)):
+            raise OSError(code, os.strerror(code))
+        enter(descriptor)
+
+    monkeypatch.setattr(syscalls, "enter", sometimes)
+    monkeypatch.setattr(netns, "_LEAVE_PAUSE", 0.001)
+    outside = _where()
+    with netns.inside(pod.path, opened):
+        pass
+    assert _where() == outside
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"] * 2
 
 
 def test_the_names_of_interfaces(pod: Any) -> None:

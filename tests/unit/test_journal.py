@@ -1,5 +1,6 @@
 """What the journal promises: nothing that `begin` returned for is lost, and one writer's trouble is not another's."""
 
+import gc
 import os
 import resource
 import shutil
@@ -319,6 +320,179 @@ async def test_a_journal_that_was_closed_says_so(path: Path) -> None:
     with pytest.raises(JournalError, match="closed"):
         await journal.all()
     assert not path.with_name("journal.db-wal").exists(), "closed in order"
+
+
+# ---------------------------------------------------------------- begun and awaited later, or never
+
+
+async def test_what_is_begun_is_in_order_with_what_follows(path: Path) -> None:
+    async with Database.open(path, _TABLE) as database:
+        first = database.begin(insert("first"))
+        await database.write(insert("second"))
+        assert await database.read(values) == ["first", "second"], "nobody has awaited it"
+        assert await first == 1
+
+
+async def test_an_add_is_recorded_before_anybody_awaits_it(journal: Journal) -> None:
+    key = sandbox().key
+    await journal.begin(sandbox())
+    recorded = journal.attached(key, b"result", [(0, b"r0"), (1, b"r1")], "status")
+    journal.status_written(key, "status")
+    found = await journal.get(key)
+    assert found is not None
+    assert (found.state, found.result, found.status) == (State.ATTACHED, b"result", None)
+    assert [item.result for item in found.attachments] == [b"r0", b"r1"]
+    await recorded
+
+
+async def test_what_is_begun_tells_of_its_failure_when_it_is_awaited(path: Path) -> None:
+    async with Database.open(path, _TABLE) as database:
+        refused = database.begin(lambda connection: connection.execute("INSERT INTO nowhere VALUES (1)"))
+        await database.write(insert("after"))
+        with pytest.raises(JournalError, match="nowhere"):
+            await refused
+        assert await database.read(values) == ["after"]
+
+
+async def test_what_is_begun_need_not_be_awaited(path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """As by an ADD that is called off while it tells the pod of its networks."""
+    async with Database.open(path, _TABLE) as database:
+        database.begin(insert("whatever becomes of the caller"))
+        gc.collect()
+        assert await database.read(values) == ["whatever becomes of the caller"]
+    assert [str(each.message) for each in recwarn] == []
+
+
+async def test_what_is_posted_is_in_order_with_the_rest_and_fails_alone(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Database.open(path, _TABLE) as database:
+        before = database.commits
+        database.post(insert("first"))
+        database.post(lambda connection: connection.execute("INSERT INTO nowhere VALUES (1)"))
+        database.post(insert("second"))
+        await database.write(insert("third"))
+        assert await database.read(values) == ["first", "second", "third"]
+        assert database.commits == before + 1, "one transaction, so they were neighbours"
+    assert [record.levelname for record in caplog.records if "nowhere" in record.getMessage()] == ["WARNING"]
+
+
+async def test_what_is_posted_to_a_full_disk_is_lost_with_a_line_in_the_log(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Database.open(path, _TABLE) as database:
+        with full_disk(path):
+            database.post(insert("y" * 1_000_000))
+            assert await database.read(values) == []
+        await database.write(insert("after"))
+        assert await database.read(values) == ["after"]
+    assert "the journal refused: " in caplog.text
+
+
+async def test_after_the_end_nothing_hangs(path: Path) -> None:
+    async with Database.open(path, _TABLE) as database:
+        await database.write(insert("before"))
+        caught = database.begin(insert("too late for this one"))
+    database.post(insert("posted"))
+    with anyio.fail_after(5):
+        with pytest.raises(JournalError, match="was closed before"):
+            await caught
+        for late in (database.begin(insert("late")), database.write(insert("late")), database.read(values)):
+            with pytest.raises(JournalError, match="closed"):
+                await late
+    async with Database.open(path, _TABLE) as database:
+        assert await database.read(values) == ["before"]
+
+
+# ---------------------------------------------------------------- taken for a DEL, and what is known without the disk
+
+
+async def test_a_sandbox_is_read_and_marked_in_one(journal: Journal, path: Path) -> None:
+    for container in ("c1", "c2"):
+        await journal.begin(sandbox(container))
+        await journal.attached((container, "eth0"), b"result", [(0, b"r0")], "status")
+    before, whole = journal.commits, await journal.get(("c1", "eth0"))
+    assert whole is not None
+    taken = await journal.taken(("c1", "eth0"))
+    assert journal.commits == before + 1
+    assert taken == msgspec.structs.replace(whole, state=State.DELETING)
+    assert {each.container_id: each.state for each in read_journal(path)} == {
+        "c1": State.DELETING,
+        "c2": State.ATTACHED,
+    }
+    assert await journal.taken(("c1", "eth0")) == taken, "a DEL comes again"
+
+
+async def test_a_sandbox_that_nobody_has_is_not_looked_for(journal: Journal) -> None:
+    await journal.begin(sandbox())
+    before = journal.commits
+    for key in (("c1", "eth1"), ("c2", "eth0")):
+        assert key not in journal
+        assert await journal.taken(key) is None
+    assert journal.commits == before
+
+
+async def test_what_there_is_is_known_from_its_begin_until_it_is_forgotten(path: Path) -> None:
+    key = sandbox().key
+    async with Journal.open(path) as journal:
+        assert key not in journal
+        await journal.begin(sandbox())
+        assert key in journal
+        await journal.taken(key)
+        assert key in journal
+    async with Journal.open(path) as journal:
+        assert key in journal and ("c2", "eth0") not in journal
+        assert await journal.taken(key) is not None
+        await journal.forget(key)
+        assert key not in journal
+    async with Journal.open(path) as journal:
+        assert key not in journal
+
+
+async def test_a_begin_that_was_cancelled_too_late_is_known_all_the_same(path: Path) -> None:
+    async with Journal.open(path) as journal, anyio.create_task_group() as group:
+        busy, cancelled = Held(journal._database), anyio.CancelScope()
+
+        async def begin() -> None:
+            with cancelled:
+                await journal.begin(sandbox())
+
+        group.start_soon(begin)
+        group.start_soon(busy.hold)  # in the same transaction
+        await busy.until_it_holds()
+        cancelled.cancel()
+        busy.go.set()
+        assert len(await journal.all()) == 1
+        assert sandbox().key in journal
+
+
+async def test_a_sandbox_that_a_full_disk_keeps_from_being_marked_stays_as_it_is(journal: Journal, path: Path) -> None:
+    key = sandbox().key
+    await journal.begin(sandbox(attachments=(attachment(runtime={"x": "y" * 100_000}),)))
+    await journal.attached(key, b"result", [], None)
+    before = await journal.get(key)
+    with full_disk(path):
+        with pytest.raises(JournalError) as caught:
+            for _ in range(100):  # until what is left of the disk is full
+                await journal.taken(key)
+        assert "disk" in caught.value.hint
+        assert key in journal
+        assert await journal.get(key) is not None, "a DEL can go on with that"
+    assert before is not None
+    taken = await journal.taken(key)
+    assert taken == msgspec.structs.replace(before, state=State.DELETING)
+
+
+async def test_a_sandbox_is_not_forgotten_by_a_full_disk(journal: Journal, path: Path) -> None:
+    key = sandbox().key
+    await journal.begin(sandbox(attachments=(attachment(runtime={"x": "y" * 100_000}),)))
+    with full_disk(path):
+        with pytest.raises(JournalError):
+            for _ in range(100):  # until what is left of the disk is full
+                await journal.failed(key)
+        with pytest.raises(JournalError):
+            await journal.forget(key)
+    assert key in journal and await journal.taken(key) is not None
 
 
 # ---------------------------------------------------------------- disks

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 
-from multus.slots import CalledOffError, Gone, Lanes, Priority, Slots
+from multus.slots import CalledOffError, Gone, Lanes, Priority, Queue, Slots
 
 pytestmark = pytest.mark.anyio
 
@@ -184,3 +184,122 @@ def test_what_is_gone_is_remembered_within_bounds() -> None:
     gone.discard(("c4999", "eth0"))
     gone.discard(("c4999", "eth0"))
     assert ("c4999", "eth0") not in gone
+
+
+# ---------------------------------------------------------------- one after another
+
+_PATIENT = 60.0  # seconds, longer than any test
+
+
+class Line:
+    """Tasks in a queue: each notes when it is its turn, and stays until it is told to go."""
+
+    def __init__(self, patience: float) -> None:
+        self.queue = Queue(patience=patience)
+        self.turns: list[str] = []
+        self.began: dict[str, float] = {}
+        self.running: set[str] = set()
+        self.go: dict[str, anyio.Event] = {}
+        self.scopes: dict[str, anyio.CancelScope] = {}
+
+    async def stand(self, name: str) -> None:
+        self.go[name], self.scopes[name] = anyio.Event(), anyio.CancelScope()
+        with self.scopes[name]:
+            async with self.queue.turn():
+                self.turns.append(name)
+                self.began[name] = anyio.current_time()
+                self.running.add(name)
+                try:
+                    await self.go[name].wait()
+                finally:
+                    self.running.discard(name)
+
+    async def has(self, *names: str) -> None:
+        """Wait until so many have had their turn, in this order."""
+        await _until(lambda: len(self.turns) >= len(names))
+        assert tuple(self.turns) == names
+
+
+async def test_turns_come_one_after_another_in_order_of_arrival() -> None:
+    line = Line(_PATIENT)
+    names = [f"t{number}" for number in range(10)]
+    async with anyio.create_task_group() as group:
+        for name in names:
+            group.start_soon(line.stand, name)
+        for number, name in enumerate(names, start=1):
+            await line.has(*names[:number])
+            await anyio.wait_all_tasks_blocked()
+            assert line.running == {name}
+            line.go[name].set()
+    assert line.turns == names
+
+
+async def test_the_next_turn_begins_beside_one_that_takes_too_long() -> None:
+    patience = 0.05
+    line = Line(patience)
+    async with anyio.create_task_group() as group:
+        for name in "abc":
+            group.start_soon(line.stand, name)
+        await line.has("a", "b", "c")
+        assert line.running == {"a", "b", "c"}
+        for name in "abc":
+            line.go[name].set()
+    assert line.began["b"] - line.began["a"] >= patience * 0.9
+    assert line.began["c"] - line.began["b"] >= patience * 0.9, "each may take its time, also those beside another"
+
+
+async def test_the_end_of_one_that_took_too_long_is_not_that_of_the_one_beside_it() -> None:
+    line = Line(0.01)
+    async with anyio.create_task_group() as group:
+        group.start_soon(line.stand, "slow")
+        group.start_soon(line.stand, "beside")
+        await line.has("slow", "beside")
+        line.queue._patience = _PATIENT
+        line.go["slow"].set()
+        group.start_soon(line.stand, "next")
+        await anyio.wait_all_tasks_blocked()
+        assert line.running == {"beside"}
+        line.go["beside"].set()
+        await line.has("slow", "beside", "next")
+        line.go["next"].set()
+
+
+@pytest.mark.parametrize("cancelled", [["b"], ["c"], ["b", "c"], ["c", "b"]])
+async def test_a_cancelled_waiter_does_not_keep_the_others_waiting(cancelled: list[str]) -> None:
+    """Whether it is the next one or not."""
+    line = Line(_PATIENT)
+    async with anyio.create_task_group() as group:
+        for name in "abcd":
+            group.start_soon(line.stand, name)
+            await anyio.wait_all_tasks_blocked()
+        for name in cancelled:
+            line.scopes[name].cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert line.running == {"a"}
+        left = [name for name in "abcd" if name not in cancelled]
+        for number, name in enumerate(left, start=1):
+            await line.has(*left[:number])
+            line.go[name].set()
+
+
+async def test_one_that_is_cancelled_in_its_turn_leaves_it() -> None:
+    line = Line(_PATIENT)
+    async with anyio.create_task_group() as group:
+        group.start_soon(line.stand, "a")
+        group.start_soon(line.stand, "b")
+        await line.has("a")
+        line.scopes["a"].cancel()
+        await line.has("a", "b")
+        assert line.running == {"b"}
+        line.go["b"].set()
+
+
+async def test_an_error_leaves_the_turn_to_the_next() -> None:
+    queue = Queue(patience=_PATIENT)
+    with anyio.fail_after(5):
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError):
+                async with queue.turn():
+                    raise ZeroDivisionError
+        async with queue.turn():
+            pass

@@ -14,8 +14,9 @@ from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command, ValidAttachment
 from multus.cni.result import DNS, IP, Interface, Result, Route, encode_result
 from multus.cni.versions import SUPPORTED, at_least
-from multus.delegates.chain import Chain, Target
+from multus.delegates.chain import NOTHING, AtOnce, Chain, Prompt, Stretch, Target
 from multus.delegates.plugin import Call, PluginError, Runner
+from multus.delegates.visit import Visit
 from multus.errors import MultusError
 
 if TYPE_CHECKING:
@@ -396,3 +397,133 @@ async def test_a_program_that_fails_keeps_code_message_and_details(noops: "Noops
     assert len(one.calls()) == 1
     two.told()
     assert (await chain.add(conf, TARGET)).interfaces
+
+
+# ---------------------------------------------------------------- on a visit, as far as that goes
+
+
+class PromptPlugins(Plugins):
+    """Those in `at_work` do their ADDs on a visit: what they come to, None for nothing, an error, or that they do not.
+
+    Any other has to be run.
+    """
+
+    RUNS = object()
+
+    def __init__(self, at_work: Mapping[str, object], **answers: object) -> None:
+        super().__init__(**answers)
+        self.at_work = at_work
+        self.asked: list[tuple[str, Call]] = []
+        self.done: list[tuple[str, Visit]] = []
+
+    def at_once(self, plugin: str, call: Call) -> AtOnce | None:
+        self.asked.append((plugin, call))
+        if self.at_work[plugin] is self.RUNS:
+            return None
+        return lambda visit: self._work(plugin, visit)
+
+    def _work(self, plugin: str, visit: Visit) -> Result | None:
+        self.done.append((plugin, visit))
+        outcome = self.at_work[plugin]
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is None or isinstance(outcome, Result)
+        return outcome
+
+
+def _prompt_chain(plugins: PromptPlugins) -> Chain:
+    in_process = dict.fromkeys(plugins.at_work, plugins)
+    return Chain(plugins, in_process=in_process, bin_dirs=lambda: ("/bin/first",))
+
+
+VISIT = Visit("/run/netns/x")
+SECOND = Result(ips=(IP(address="10.0.0.2/24"),))
+
+
+def _begun(plugins: PromptPlugins, conf: NetworkConf | None = None) -> Stretch:
+    begin = _prompt_chain(plugins).begin(conf or _conf(), TARGET)
+    assert begin is not None and plugins.done == [], "nothing is done before the visit"
+    return begin(VISIT)
+
+
+def test_who_does_things_on_a_visit_is_told_by_what_he_has() -> None:
+    assert isinstance(PromptPlugins({}), Prompt)
+    assert not isinstance(Plugins(), Prompt)
+
+
+def test_a_whole_network_is_attached_on_a_visit() -> None:
+    plugins = PromptPlugins({"a": FULL, "b": Result(), "c": SECOND})
+    assert _begun(plugins) == Stretch(3, True, SECOND)
+    assert plugins.done == [("a", VISIT), ("b", VISIT), ("c", VISIT)]
+    assert plugins.calls == []
+
+
+@pytest.mark.parametrize("version", ["0.3.1", "1.0.0"])
+async def test_a_visit_s_calls_are_those_of_an_add(version: str) -> None:
+    """The same configuration, previous result, arguments and paths."""
+    conf = parse_conf(
+        b'{"cniVersion":"%s","name":"n","plugins":[{"type":"a","capabilities":{"mac":true}},{"type":"b"},{"type":"c"}]}'
+        % version.encode(),
+        where="test",
+    )
+    plugins = PromptPlugins({"a": FULL, "b": SECOND, "c": SECOND})
+    _begun(plugins, conf)
+    usual = PromptPlugins({}, a=encode_result(FULL, version), b=encode_result(SECOND, version))
+    await _prompt_chain(usual).add(conf, TARGET)
+    assert plugins.asked == usual.calls
+
+
+@pytest.mark.parametrize("reason", ["a program", "this call", "nothing done"])
+@pytest.mark.parametrize(("last", "result"), [("b", FULL), ("c", SECOND)])
+async def test_a_visit_ends_at_the_first_plugin_that_has_to_be_run(last: str, result: Result, reason: str) -> None:
+    """`add` goes on there, with what those before have come to, which is noted first."""
+    at_work: dict[str, object] = {"a": FULL, "b": SECOND, "c": Result()}
+    if reason == "a program":
+        del at_work[last]
+    else:
+        at_work[last] = PromptPlugins.RUNS if reason == "this call" else None
+    plugins = PromptPlugins(at_work)
+    begun = _begun(plugins)
+    assert begun == Stretch("abc".index(last), False, result)
+    noted: list[tuple[Result, int]] = []
+
+    async def note(told: Result) -> None:
+        noted.append((told, len(plugins.calls)))
+
+    await _prompt_chain(plugins).add(_conf(), TARGET, note=note, begun=begun)
+    assert plugins.order == [f"ADD {each}" for each in "abc"["abc".index(last) :]]
+    assert plugins.confs()[0]["prevResult"] == json.loads(encode_result(result, "1.0.0"))
+    assert noted[0] == (result, 0)
+
+
+async def test_a_plugin_that_has_done_nothing_is_run_from_the_beginning() -> None:
+    plugins = PromptPlugins({"a": None}, a=encode_result(FULL, "1.0.0"))
+    begun = _begun(plugins, _conf("1.0.0", "ab"))
+    assert begun == NOTHING
+    noted: list[Result] = []
+
+    async def note(told: Result) -> None:
+        noted.append(told)
+
+    await _prompt_chain(plugins).add(_conf("1.0.0", "ab"), TARGET, note=note, begun=begun)
+    assert plugins.order == ["ADD a", "ADD b"]
+    assert "prevResult" not in plugins.confs()[0]
+    assert noted == [FULL]
+
+
+@pytest.mark.parametrize("fails", ["a", "b"])
+def test_a_failure_on_a_visit_is_the_plugin_s_and_nothing_follows_it(fails: str) -> None:
+    plugins = PromptPlugins({"a": FULL, "b": SECOND, "c": SECOND} | {fails: _failed(fails)})
+    with pytest.raises(PluginError, match=f"{fails} has failed"):
+        _begun(plugins)
+    assert [plugin for plugin, _ in plugins.done] == ["a", "b"][: "ab".index(fails) + 1]
+
+
+@pytest.mark.parametrize(
+    "conf", [_conf("1.0.0", "ra"), _conf("1.0.0", "xa"), _nameless(), _empty(), _conf("7.0.0", "a")], ids=range(5)
+)
+def test_nothing_is_done_on_a_visit_of_a_network_that_does_not_begin_there(conf: NetworkConf) -> None:
+    """Its first plugin has to be run, or it cannot be used at all, which `add` is going to say."""
+    plugins = PromptPlugins({"a": FULL, "x": PromptPlugins.RUNS})
+    assert _prompt_chain(plugins).begin(conf, TARGET) is None
+    assert [plugin for plugin, _ in plugins.asked] in ([], ["x"])

@@ -22,7 +22,8 @@ from multus.cni.args import Pairs
 from multus.cni.errors import CNIError, Code
 from multus.cni.request import Command
 from multus.cni.result import DNS, IP, Result, Route
-from multus.delegates.native import store
+from multus.delegates.chain import Prompt
+from multus.delegates.native import reading, store
 from multus.delegates.native.bridge import read_bridge, with_gateways
 from multus.delegates.native.ipvlan import read_ipvlan
 from multus.delegates.native.macvlan import read_macvlan
@@ -35,6 +36,7 @@ from multus.delegates.native.static import addresses
 from multus.delegates.native.store import locked
 from multus.delegates.native.vlan import read_vlan
 from multus.delegates.plugin import Call
+from multus.delegates.visit import Visit
 
 HEAD: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net"}
 RANGE = {"subnet": "10.1.0.0/24"}
@@ -442,3 +444,141 @@ async def test_a_removal_that_is_long_in_coming_is_not_waited_for() -> None:
             scope.cancel()  # whoever began it ends it
             await removals.remove("macvlan", asked)
         assert carried_out == [{"a1"}]
+
+
+# ---------------------------------------------------------------- what is done on a visit, and what is kept
+
+
+async def _nobody(plugin: str, call: Call) -> bytes:
+    raise AssertionError(f"{plugin} is executed")
+
+
+def prompt(plugin: str) -> Prompt:
+    delegate: object = native_delegates(NATIVE, _nobody)[plugin]
+    assert isinstance(delegate, Prompt)
+    return delegate
+
+
+FOUR = {"type": "host-local", **RANGE}
+SIX = {"type": "host-local", "subnet": "fd00::/64"}
+BOTH = {"type": "host-local", "ranges": [[RANGE], [{"subnet": "fd00::/64"}]]}
+STATIC_FOUR = {"type": "static", "addresses": [{"address": "10.1.0.9/24"}]}
+STATIC_SIX = {"type": "static", "addresses": [{"address": "fd00::9/64"}]}
+ASKED_SIX = {"capabilities": {"ipRanges": True}, "runtimeConfig": {"ipRanges": [[{"subnet": "fd00::/64"}]]}}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "body", "at_once"),
+    [
+        ("macvlan", {**MACVLAN, "ipam": FOUR}, True),
+        ("macvlan", {**MACVLAN, "ipam": STATIC_FOUR}, True),
+        ("macvlan", MACVLAN, True),
+        ("ipvlan", {**IPVLAN, "ipam": FOUR}, True),
+        ("vlan", {**VLAN, "ipam": FOUR}, True),
+        ("bridge", {**BRIDGE, "isDefaultGateway": True, "ipam": FOUR}, True),
+        # Addresses that take time until they are usable.
+        ("macvlan", {**MACVLAN, "ipam": SIX}, False),
+        ("macvlan", {**MACVLAN, "ipam": BOTH}, False),
+        ("macvlan", {**MACVLAN, "ipam": STATIC_SIX}, False),
+        ("macvlan", {**MACVLAN, "ipam": FOUR, **ASKED_SIX}, False),
+        ("bridge", {**BRIDGE, "isGateway": True, "ipam": SIX}, False),
+        # Addresses of a program, or a configuration that is one for the program.
+        ("macvlan", {**MACVLAN, "ipam": {"type": "dhcp"}}, False),
+        ("macvlan", {**MACVLAN, "ipam": {**FOUR, "unknown": 1}}, False),
+        ("macvlan", {**MACVLAN, "ipam": FOUR, "linkInContainer": True}, False),
+        ("bridge", {**BRIDGE, "vlan": 5, "ipam": FOUR}, False),
+    ],
+)
+def test_what_is_done_on_a_visit(plugin: str, body: dict[str, Any], at_once: bool) -> None:
+    assert (prompt(plugin).at_once(plugin, call(body)) is not None) is at_once
+
+
+def test_only_an_add_is_done_on_a_visit() -> None:
+    for command in (Command.DEL, Command.CHECK):
+        assert prompt("macvlan").at_once("macvlan", call({**MACVLAN, "ipam": FOUR}, command=command)) is None
+
+
+def test_which_delegates_do_anything_on_a_visit() -> None:
+    delegates: dict[str, object] = dict(native_delegates(NATIVE, _nobody))
+    found = sorted(name for name, each in delegates.items() if isinstance(each, Prompt))
+    assert found == ["bandwidth", "bridge", "ipvlan", "macvlan", "portmap", "vlan"]
+
+
+PREVIOUS = {"cniVersion": "1.0.0", "ips": [{"address": "10.1.0.2/24"}], "routes": [{"dst": "0.0.0.0/0"}]}
+PORT = {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "body", "at_once"),
+    [
+        ("portmap", {"prevResult": PREVIOUS}, True),
+        ("bandwidth", {"prevResult": PREVIOUS}, True),
+        ("portmap", {"prevResult": PREVIOUS, "runtimeConfig": {"portMappings": []}}, True),
+        ("portmap", {"prevResult": PREVIOUS, "runtimeConfig": {"portMappings": [PORT]}}, False),
+        ("bandwidth", {"prevResult": PREVIOUS, "ingressRate": 5}, False),
+        ("portmap", {}, False),
+    ],
+)
+def test_a_chained_plugin_without_work_gives_on_what_it_is_given(
+    plugin: str, body: dict[str, Any], at_once: bool
+) -> None:
+    work = prompt(plugin).at_once(plugin, call({"type": plugin, **body}))
+    assert (work is not None) is at_once
+    if work is not None:
+        assert work(Visit("/run/netns/none")) == Result(
+            ips=(IP(address="10.1.0.2/24"),), routes=(Route(dst="0.0.0.0/0"),)
+        )
+
+
+def test_a_configuration_is_read_once_unless_it_is_one_pod_s_alone() -> None:
+    asked: list[bytes] = []
+
+    @reading.kept
+    def read(conf: bytes) -> object:
+        asked.append(conf)
+        if b"refused" in conf:
+            raise Unsupported("no")
+        return object()
+
+    plain, chained, refused = b'{"name": "n"}', b'{"prevResult": {}}', b'{"refused": 1}'
+    assert read(plain) is read(bytes(bytearray(plain))) and asked == [plain]
+    assert read(b'{"name": "other"}') is not read(plain)
+    asked.clear()
+    assert read(chained) is not read(chained) and asked == [chained] * 2
+    asked.clear()
+    for _ in range(2):
+        with pytest.raises(Unsupported):
+            read(refused)
+    assert asked == [refused] * 2
+
+
+def test_a_configuration_that_was_read_is_not_another_call_s() -> None:
+    """The same configuration, and what CNI_ARGS of each pod make of it."""
+    macs = ["02:00:00:00:00:01", "02:00:00:00:00:02", ""]
+    assert [read_macvlan(call(MACVLAN, (*IGNORE, ("MAC", mac)))).mac for mac in macs] == macs
+    assert [read_bridge(call(BRIDGE, (*IGNORE, ("MAC", mac)))).mac for mac in macs] == macs
+    by_capability = {**MACVLAN, "runtimeConfig": {"mac": "02:00:00:00:00:09"}}
+    assert read_macvlan(call(by_capability, (*IGNORE, ("MAC", macs[0])))).mac == "02:00:00:00:00:09"
+    by_conf = {**MACVLAN, "mac": "02:00:00:00:00:09"}
+    assert read_macvlan(call(by_conf, (*IGNORE, ("MAC", macs[0])))).mac == macs[0]
+
+
+def test_ranges_are_read_once_and_what_a_pod_asks_for_each_time() -> None:
+    plain = pool(**RANGE)
+    wanted = read_pool(call(host_local_conf(**RANGE), (*IGNORE, ("IP", "10.1.0.7"))))
+    assert wanted.sets is plain.sets
+    assert [[str(each) for each in found.requested] for found in (plain, wanted)] == [[], ["10.1.0.7"]]
+    asked = read_pool(call({**host_local_conf(**RANGE), "runtimeConfig": {"ipRanges": [[{"subnet": "10.2.0.0/24"}]]}}))
+    assert [spell(each) for each in asked.sets] == ["10.2.0.1-10.2.0.254", "10.1.0.1-10.1.0.254"]
+    assert pool(**RANGE).sets is plain.sets and len(plain.sets) == 1
+
+
+def test_ranges_that_a_pod_asks_for_must_not_overlap_the_network_s() -> None:
+    body = {**host_local_conf(**RANGE), "runtimeConfig": {"ipRanges": [[{"subnet": "10.1.0.128/25"}]]}}
+    for _ in range(2):
+        with pytest.raises(Unsupported):
+            read_pool(call(body))
+    alone = {**host_local_conf(), "runtimeConfig": {"ipRanges": [[RANGE]]}}
+    assert [spell(each) for each in read_pool(call(alone)).sets] == ["10.1.0.1-10.1.0.254"]
+    with pytest.raises(Unsupported):
+        read_pool(call(host_local_conf()))
