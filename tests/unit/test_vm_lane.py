@@ -88,13 +88,37 @@ def test_silence_after_the_last_test_costs_nothing() -> None:
 
 
 def test_every_file_is_in_one_share() -> None:
-    first, second = lane.shares()
-    names = sorted(Path(each).name for each in (*first, *second))
+    shares = lane.shares()
+    names = sorted(Path(each).name for share in shares for each in share)
     benchmarks = {f"test_{name}.py" for name in lane.BENCHMARKS}
     assert set(names) | benchmarks == {path.name for path in lane.GUEST.glob("test_*.py")}
     assert len(names) == len(set(names)) and not benchmarks & set(names)
-    assert first and second
+    assert len(shares) == lane.MACHINES and all(shares)
     assert {f"test_{name}.py" for name in lane.SECONDS} <= set(names)
+
+
+def test_files_that_import_the_same_are_in_one_share() -> None:
+    together = {f"test_{name}.py" for name in lane.TOGETHER}
+    assert [len(together & {Path(each).name for each in share}) for share in lane.shares(2)] == [len(together), 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            ["tests/vm/guest/test_a.py", "-v", "tests/vm/guest/test_b_c.py"],
+            ["-v", "--only=a,b_c", "tests/vm/guest"],
+        ),
+        (["tests/vm/guest/test_a.py::test_x[1]", "-v"], ["tests/vm/guest/test_a.py::test_x[1]", "-v"]),
+        (
+            ["tests/vm/guest/test_a.py", "tests/vm/guest/test_b.py::test_x"],
+            ["tests/vm/guest/test_a.py", "tests/vm/guest/test_b.py::test_x"],
+        ),
+        (["-k", "words"], ["-k", "words"]),
+    ],
+)
+def test_whole_files_are_looked_for_in_one_pass(given: list[str], told: list[str]) -> None:
+    assert lane.in_guest(given) == told
 
 
 def shell(*scripts: str) -> Counter[str]:
@@ -118,6 +142,29 @@ def test_shares_run_at_once_and_are_added_up(capsys: pytest.CaptureFixture[str],
 @pytest.mark.parametrize("script", ["echo 1 passed", "kill -9 $$", "echo 1 passed, 0 failed, 0 skipped; exit 3"])
 def test_a_share_without_its_last_line_or_with_a_bad_end_is_a_failure(script: str) -> None:
     assert shell("echo 1 passed, 0 failed, 0 skipped", script)["failed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("5 passed\nvm: end 0\n", "0"),
+        ("vm: end 12[  245.773343] sysrq: Power Off\n", "12"),
+        ("vm: end 1", None),  # the next digit may still come
+        ("he said vm: end 0\n", None),
+    ],
+)
+def test_the_end_is_told_from_what_the_kernel_says_meanwhile(said: str, code: str | None) -> None:
+    found = machine.END.search(said)
+    assert (found and found[1]) == code
+
+
+def test_a_machine_that_has_said_its_end_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "console").write_text("vm: start\nvm: end 0\n")
+    with subprocess.Popen(["sleep", "60"]) as qemu:
+        why, cut, _ = machine._watch(qemu, tmp_path / "console", time.monotonic() + 30, lambda _: None)
+        assert qemu.poll() is None
+        qemu.kill()
+    assert (why, cut) == ("the machine said its end", False)
 
 
 def test_a_silent_machine_is_woken_before_it_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

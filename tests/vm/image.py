@@ -139,9 +139,16 @@ def _build(scratch: Path, name: str) -> None:
     _run("chroot", rootfs, "python3", "-m", "compileall", "-q", "-j", "2", "/usr/lib/python3", f"/{SITE}", check=False)
     for mount in ("tree", "out"):
         (rootfs / mount).mkdir()
-    root = done / "root.img"
-    features = "^has_journal,^resize_inode"
-    _run("mkfs.ext4", "-q", "-O", features, "-m", "0", "-N", "60000", "-d", rootfs, root, "1200M")
+    make_disk(rootfs, done / "root.img")
+
+
+def make_disk(directory: Path, target: Path) -> Path:
+    """A read-only disk of what is in a directory."""
+    sizes = [path.lstat().st_size for path in directory.rglob("*")]
+    blocks = sum(size // 4096 + 2 for size in sizes) * 5 // 4 + 4096
+    options = ("-O", "^has_journal,^resize_inode", "-b", "4096", "-m", "0", "-N", str(len(sizes) + 1000))
+    _run("mkfs.ext4", "-q", *options, "-d", directory, target, str(blocks))
+    return target
 
 
 def _run(*command: str | Path, check: bool = True, cwd: Path | None = None) -> str:

@@ -1,8 +1,8 @@
 """`python -m tests.vm.lane [pytest arguments]`: the tests of tests/vm/guest on a machine with real SR-IOV hardware.
 
-It boots a virtual machine with five igb cards and runs pytest in it on a copy of this tree; two, each with half of the
-tests, when the arguments name no file. The emulator falls silent now and then: then the machine is started again for
-the tests that have no outcome yet. A test that failed is never tried again; one that could not be run counts as
+It boots a virtual machine with five igb cards and runs pytest in it on a copy of this tree; three, each with a third
+of the tests, when the arguments name no file. The emulator falls silent now and then: then the machine is started again
+for the tests that have no outcome yet. A test that failed is never tried again; one that could not be run counts as
 skipped, and it is said why.
 """
 
@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -27,32 +26,41 @@ from tests.vm.apt import Apt, CannotRunError, release
 LIMIT: Final = 900.0
 """Seconds for all that a machine does, started again or not; what has not run by then counts as skipped."""
 STARTS: Final = 3
+MACHINES: Final = 3
+"""At a time, on two processors: a third of what a test takes is waiting, for cards above all."""
 NOTHING_LEFT: Final = 5
 """What pytest ends with when it has no test to run: the machine fell silent after the last."""
 PATIENCE: Final = 240
 """Seconds for one test: the machine is 10 to 20 times slower than this one."""
 TREE: Final = ("multus", "devices", "dpdk", "benchmarks", "tests", "deploy/examples", "pyproject.toml")
+NOT_IN_THE_TREE: Final = ("*.md", "*.png", "__pycache__", "unit", "cluster")
 GUEST: Final = Path(__file__).parent / "guest"
 SECONDS: Final = {
-    "binding": 40,
-    "by_hand": 55,
-    "differential": 75,
-    "dpdk": 45,
-    "drills": 95,
-    "following": 45,
-    "kubelet": 45,
-    "native_links": 40,
-    "node": 60,
-    "on_demand": 75,
-    "policies": 115,
-    "pools_differential": 25,
-    "sriov_delegate": 35,
-    "vfw": 75,
+    "attributes": 12,
+    "binding": 20,
+    "differential": 45,
+    "discovery": 20,
+    "dpdk": 20,
+    "drills": 50,
+    "following": 30,
+    "hotplug": 5,
+    "native_links": 20,
+    "node": 20,
+    "on_demand": 30,
+    "policies": 50,
+    "sriov_delegate": 25,
+    "vfio": 7,
+    "vfw": 35,
+    "wire": 20,
 }
 """What a file of tests takes, roughly; others take 15. By this the files are shared out."""
+TOGETHER: Final = ("following", "kubelet", "pools_differential", "vfw")
+"""Files that stay in one share: what they import is the same, and takes seconds; and they look at the clock."""
 BENCHMARKS: Final = ("speed",)
 """Files that run only when they are named."""
 OUTCOMES: Final = ("passed", "failed", "skipped")
+_DISK: Final = "--disk="
+"""Before the path of the second disk: machines side by side have the same."""
 _RESULT = re.compile(r"^\s*(tests/\S+?::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 _TOTALS = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$")
 _BEGUN = re.compile(r"^\s*(tests/\S+?::.*?)(?: (?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$", re.MULTILINE)
@@ -73,30 +81,33 @@ def main(arguments: Sequence[str]) -> int:
         except CannotRunError as error:
             print(f"VM lane: skipped: {error}")
             return _close(Counter(skipped=_written(arguments)), begin)
+        given = [each.removeprefix(_DISK) for each in arguments if each.startswith(_DISK)]
+        arguments = [each for each in arguments if not each.startswith(_DISK)]
+        tree = Path(given[0]) if given else _pack(Path(scratch, "tree.img"), Path(scratch, "tree"))
         if not any(each.startswith("tests/") for each in arguments):
-            return _close(side_by_side([[*share, *arguments] for share in shares()]), begin)
+            return _close(side_by_side([[f"{_DISK}{tree}", *share, *arguments] for share in shares()]), begin)
         runs = 0
 
         def run(without: Sequence[str], limit: float) -> machine.Ending:
             nonlocal runs
             runs += 1
-            return _boot(made, Path(scratch, str(runs)), arguments, without, limit)
+            return _boot(made, tree, Path(scratch, str(runs), "out"), arguments, without, limit)
 
         counts = carry_out(run, written=_written(arguments))
     return _close(counts, begin)
 
 
-def shares() -> tuple[list[str], list[str]]:
-    """All files of tests, in two halves that take as long."""
-    halves: tuple[list[str], list[str]] = ([], [])
-    takes = [0, 0]
-    names = {path: path.stem.removeprefix("test_") for path in sorted(GUEST.glob("test_*.py"))}
-    seconds = {path: SECONDS.get(name, 15) for path, name in names.items() if name not in BENCHMARKS}
-    for path in sorted(seconds, key=lambda each: -seconds[each]):
+def shares(count: int = MACHINES) -> list[list[str]]:
+    """All files of tests, in parts that take as long."""
+    made: list[list[str]] = [[] for _ in range(count)]
+    takes = [0] * count
+    names = {path.stem.removeprefix("test_") for path in GUEST.glob("test_*.py")} - {*BENCHMARKS, *TOGETHER}
+    parts = [TOGETHER, *((name,) for name in sorted(names, key=lambda each: -SECONDS.get(each, 15)))]
+    for part in parts:
         shorter = takes.index(min(takes))
-        halves[shorter].append(str(path.relative_to(image.ROOT)))
-        takes[shorter] += seconds[path]
-    return halves
+        made[shorter].extend(str((GUEST / f"test_{name}.py").relative_to(image.ROOT)) for name in part)
+        takes[shorter] += sum(SECONDS.get(name, 15) for name in part)
+    return made
 
 
 def side_by_side(
@@ -168,13 +179,12 @@ def carry_out(run: Run, *, written: int, limit: float = LIMIT, starts: int = STA
 
 
 def _boot(
-    made: image.Image, scratch: Path, arguments: Sequence[str], without: Sequence[str], limit: float
+    made: image.Image, tree: Path, out: Path, arguments: Sequence[str], without: Sequence[str], limit: float
 ) -> machine.Ending:
     """One run of the machine."""
-    out = scratch / "out"
     out.mkdir(parents=True)
-    tree = scratch / "tree.tar"
-    _pack(tree, scratch / "tree", arguments, without)
+    (out / "arguments").write_text("\n".join((f"--timeout={PATIENCE}", "--durations=12", *in_guest(arguments))))
+    (out / "without").write_text("\n".join(without))
     begin = time.monotonic()
 
     def say(line: str) -> None:
@@ -190,6 +200,16 @@ def _boot(
     return ending
 
 
+def in_guest(arguments: Sequence[str]) -> list[str]:
+    """The same for pytest as it is quickest: whole files by `--only`, since it looks through a folder for each file."""
+    files = [each for each in arguments if each.startswith("tests/")]
+    names = [match[1] for each in files if (match := re.fullmatch(r"tests/vm/guest/test_(\w+)\.py", each))]
+    if not names or len(names) < len(files):
+        return list(arguments)
+    others = [each for each in arguments if each not in files]
+    return [*others, f"--only={','.join(names)}", str(GUEST.relative_to(image.ROOT))]
+
+
 def told(console: str) -> dict[str, str]:
     """The outcome of each test by what pytest said; one that failed stays failed, whatever its teardown said."""
     found: dict[str, str] = {}
@@ -200,37 +220,29 @@ def told(console: str) -> dict[str, str]:
     return found
 
 
-def _pack(target: Path, stage: Path, arguments: Sequence[str], without: Sequence[str]) -> None:
+def _pack(target: Path, stage: Path) -> Path:
     """The tree as the machine's second disk; compiled here if its Python is the same: there it takes longer."""
-    compiled = image.python_of(release()) == f"{sys.version_info.major}.{sys.version_info.minor}"
-    ignore = shutil.ignore_patterns("*.md", "*.png") if compiled else shutil.ignore_patterns("__pycache__")
+    ignore = shutil.ignore_patterns(*NOT_IN_THE_TREE)
     for name in TREE:
         source = image.ROOT / name
         if source.is_dir():
             shutil.copytree(source, stage / name, ignore=ignore)
         else:
-            stage.mkdir(exist_ok=True)
-            shutil.copy(source, stage / name)
+            shutil.copy2(source, stage / name)
     shutil.copy(Path(sys.executable).parent / "multus", stage / ".shim")
     peers.carry(stage)
-    (stage / ".arguments").write_text("\n".join((f"--timeout={PATIENCE}", "--durations=12", *arguments)))
-    (stage / ".without").write_text("\n".join(without))
-    if compiled:
+    if image.python_of(release()) == f"{sys.version_info.major}.{sys.version_info.minor}":
         _compile(stage)
-    with tarfile.open(target, "w") as tar:
-        tar.add(stage, ".")
-    # A disk is whole sectors.
-    with target.open("ab") as file:
-        file.truncate((target.stat().st_size + 4095) // 4096 * 4096)
+    return image.make_disk(stage, target)
 
 
 def _compile(stage: Path) -> None:
-    """What is not compiled here already; the tests as pytest wants them, which in the machine takes half a minute."""
-    packages = [stage / name for name in ("multus", "devices", "dpdk", "benchmarks", "tests/vm")]
-    modules = [*packages, *(stage / "tests").glob("*.py")]
-    subprocess.run([sys.executable, "-m", "compileall", "-q", *modules], check=False)
-    collect = ["pytest", "--collect-only", "-q", "-p", "no:hypothesispytest", "tests/vm/guest"]
+    """All of it; the tests as pytest wants them, which in the machine takes half a minute."""
+    packages = [stage / name for name in ("multus", "devices", "dpdk", "benchmarks", "tests")]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "-j", "2", *packages], check=False)
+    collect = ["tests.vm.guest.run", "--collect-only", "-q", "tests/vm/guest"]
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env["PYTHONPATH"] = str(stage)
     subprocess.run([sys.executable, "-m", *collect], cwd=stage, env=env, stdout=subprocess.DEVNULL, check=False)
 
 

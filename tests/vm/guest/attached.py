@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
-from devices.linux import rtnetlink, vfs
 from devices.linux.addressing import NewRoute
 from devices.linux.netdevs import Change, Netdev
 from devices.linux.vf_kernel import LinuxKernel
@@ -23,7 +21,7 @@ from multus.delegates.plugin import Call, Runner
 from multus.delegates.sriov import Sriov
 from multus.delegates.sriov_record import KIND, Store, UpstreamFiles
 from multus.journal import Journal
-from tests.vm.guest.hardware import Card, Hardware, driver, run, until
+from tests.vm.guest.hardware import KERNEL, Card, Hardware, plain, until
 
 SETTINGS: Final[dict[str, Any]] = {
     "vlan": 100,
@@ -97,38 +95,22 @@ async def with_carrier_meanwhile(card: Card, count: int) -> list[str]:
 
 def states(card: Card) -> dict[int, VFState]:
     """What the card has for each VF."""
-    with rtnetlink.connect() as connection:
-        return dict(vfs.read(connection, card.ifindex))
+    return card.states()
 
 
 def state(card: Card, index: int = 0) -> VFState:
-    return states(card)[index]
+    return card.states()[index]
 
 
 def link(name: str, *, space: str = "") -> dict[str, Any]:
     """What has to be the same of an interface."""
-    inside = ["-n", space] if space else []
-    done = subprocess.run(["ip", *inside, "-j", "link", "show", "dev", name], capture_output=True, check=True)
-    (found,) = json.loads(done.stdout)
-    return {
-        "name": found["ifname"],
-        "mac": found["address"],
-        "mtu": found["mtu"],
-        "up": "UP" in found["flags"],
-        "altnames": sorted(found.get("altnames", [])),
-    }
+    (found,) = [each for each in KERNEL.netdevs(f"/run/netns/{space}" if space else "") if each.name == name]
+    return plain(found)
 
 
 def look(card: Card) -> dict[str, tuple[VFState, str, dict[str, Any]]]:
-    """All of a card's VFs: settings, driver and interface; one that is lost is not in it."""
-    links = {found["ifname"]: found for found in json.loads(run("ip -j link"))}
-    found = {}
-    for index, settings in states(card).items():
-        netdev = links.get(card.vf_netdev(index))
-        if netdev is not None:
-            shown = {key: netdev.get(key) for key in ("ifname", "address", "mtu", "altnames")}
-            found[card.vf(index)] = settings, driver(card.vf(index)), {**shown, "up": "UP" in netdev["flags"]}
-    return found
+    """All of a card's VFs: settings, driver and interface."""
+    return card.look()
 
 
 class Pair:
@@ -141,7 +123,7 @@ class Pair:
     def clean(self) -> Card:
         """The card, with VFs as they were at first, or with new ones."""
         if look(self._card) != self._first:
-            with_carrier(self._card, 2)
+            self._card.have(2)
             self._first = look(self._card)
         return self._card
 

@@ -1,5 +1,6 @@
 """Fixtures of the virtual machine."""
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.vm.guest.hardware import Card, Emulator, Hardware, Heard, Records, Space, until
+from tests.vm.guest.hardware import Card, Emulator, Hardware, Heard, Records, Space, run, until
 
 if TYPE_CHECKING:
     from tests.vm.guest.attached import Pair
@@ -17,36 +18,59 @@ if TYPE_CHECKING:
 TABLES: Final = ("test_differential", "test_native_links", "test_pools_differential")
 """Files whose tests are rows beside another program."""
 SPARED: Final = pytest.StashKey[int]()
+WITHOUT: Final = Path("/out/without")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`python -m tests.vm.lane tests/vm/guest/test_drills.py --rounds 50` takes its time."""
     parser.addoption("--rounds", type=int, default=2, help="how often each of 14 VFs is attached and detached")
     parser.addoption("--every", type=int, default=3, help="of rows that look for no difference, which to run: 1 is all")
+    parser.addoption("--only", help="names of files without test_ and .py, with commas between them")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """One pass through this folder instead of one for each file that is named."""
+    only: str | None = config.getoption("--only")
+    name = collection_path.stem.removeprefix("test_")
+    return True if only and name != collection_path.stem and name not in only.split(",") else None
+
+
+def pytest_collection_finish() -> None:
+    """What stands now stays, so that the collector need not walk through it (it is off until here: see run.py)."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def links_up() -> None:
-    """The cards' interfaces are up from the first test on; each test leaves them so."""
+    """The cards' interfaces are up from the first test on; init.sh has begun with the cards."""
+    until(Path("/run/cards").exists, "the cards", seconds=60)
+    run("udevadm settle --timeout=30")
     Hardware().restore()
 
 
 @pytest.fixture
-def hardware(links_up: None) -> Iterator[Hardware]:
-    """The cards, with carriers and no VFs; put back at the end."""
+def hardware(links_up: None) -> Hardware:
+    """The cards without VFs. Whoever comes next puts them back."""
     made = Hardware()
-    until(lambda: all(card.carrier for card in made.cards), "carriers")
-    yield made
     made.restore()
+    return made
+
+
+@pytest.fixture
+def kept(links_up: None) -> Hardware:
+    """The cards, with VFs of the test before if it left them as they were: see `Card.have`."""
+    made = Hardware()
+    made.restore(keep=True)
+    return made
 
 
 @pytest.fixture(scope="module")
-def pair(links_up: None) -> Iterator["Pair"]:
+def pair(links_up: None) -> "Pair":
     """Two VFs that the tests of a file have one after the other."""
     from tests.vm.guest.attached import Pair
 
-    yield Pair()
-    Hardware().restore()
+    return Pair()
 
 
 @pytest.fixture
@@ -76,7 +100,7 @@ def heard() -> Heard:
 
 
 @pytest.fixture(scope="session")
-def qemu() -> Iterator[Emulator]:
+def qemu(links_up: None) -> Iterator[Emulator]:
     """QEMU's own control: `qemu("set_link", name="pf1", up=False)`."""
     with Path("/dev/virtio-ports/qmp").open("r+b", buffering=0) as port:
 
@@ -110,7 +134,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     Of the long tables beside other programs only a sample is, and whatever is to differ.
     """
-    known = set(Path(".without").read_text().splitlines())
+    known = set(WITHOUT.read_text().splitlines()) if WITHOUT.exists() else set()
     rows: Counter[str] = Counter()
     kept: list[pytest.Item] = []
     spared = 0

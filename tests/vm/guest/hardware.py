@@ -6,14 +6,21 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import pyudev
 
 from devices.linux import netns as namespaces
+from devices.linux.netdevs import Change, Netdev
+from devices.linux.vf_kernel import LinuxKernel
+from devices.linux.vfs import VFState
 
 T = TypeVar("T")
 PCI = Path("/sys/bus/pci")
+KERNEL: Final = LinuxKernel()
+_LO: Final = 1  # its index
+_NEW: Final[dict[str, object]] = {}
+"""How the VFs of a card, by its address, were when they had just been made."""
 
 
 def run(*words: str, seconds: float = 30) -> str:
@@ -25,12 +32,18 @@ def run(*words: str, seconds: float = 30) -> str:
 
 
 def until(condition: Callable[[], T], what: str | Callable[[], str], *, seconds: float = 30) -> T:
-    """What the condition gives as soon as that is true; it says `what` was waited for when it never is."""
+    """What the condition gives as soon as that is true; it says `what` was waited for when it never is.
+
+    A look that takes long is taken the more seldom: what is waited for needs the same processor.
+    """
     end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds:g} s for {what if isinstance(what, str) else what()}"
-        time.sleep(0.02)
-    return found
+    while True:
+        begin = time.monotonic()
+        if found := condition():
+            return found
+        now = time.monotonic()
+        assert now < end, f"waited {seconds:g} s for {what if isinstance(what, str) else what()}"
+        time.sleep(min(max(2 * (now - begin), 0.02), 0.5))
 
 
 def netdevs(device: Path) -> list[str]:
@@ -77,12 +90,45 @@ class Card:
             self.write("sriov_numvfs", 0)
         self.write("sriov_numvfs", count)
         run("udevadm settle --timeout=20")
-        vfs = [self.vf(index) for index in range(count)]
         until(lambda: all(self.vf_netdev(index) for index in range(count)), "the VFs' interfaces")
-        return vfs
+        _NEW[self.bdf] = self._shape()
+        return self.vfs
+
+    def have(self, count: int) -> list[str]:
+        """VFs as `create` makes them, and a carrier; those that are there if nothing was done to them."""
+        if self.count != count or not self.untouched:
+            self.create(count)
+        until(lambda: self.carrier, "the carrier")  # igb drops it to make VFs, and refuses rates without one
+        return self.vfs
+
+    @property
+    def untouched(self) -> bool:
+        """Whether its VFs are as they were when `create` had made them."""
+        return self._shape() == _NEW.get(self.bdf)
+
+    def _shape(self) -> object:
+        return self.look(), [override(bdf) for bdf in self.vfs]
+
+    def states(self) -> dict[int, VFState]:
+        """What the card has for each VF."""
+        return dict(KERNEL.states(self.ifindex))
+
+    def look(self) -> dict[str, tuple[VFState, str, dict[str, Any]]]:
+        """All VFs: settings, driver and interface; one that is lost, or whose interface is not here, is not in it."""
+        links = {each.name: plain(each) for each in KERNEL.netdevs("")}
+        found = {}
+        for index, settings in self.states().items():
+            netdev = links.get(self.vf_netdev(index))
+            if netdev is not None:
+                found[self.vf(index)] = settings, driver(self.vf(index)), netdev
+        return found
 
     def write(self, name: str, value: object) -> None:
         (self.path / name).write_text(str(value))
+
+    @property
+    def vfs(self) -> list[str]:
+        return [self.vf(index) for index in range(self.count)]
 
     def vf(self, index: int) -> str:
         return (self.path / f"virtfn{index}").readlink().name
@@ -96,6 +142,23 @@ def driver(bdf: str) -> str:
     """The driver that a device is bound to, "" for none."""
     link = PCI / "devices" / bdf / "driver"
     return link.readlink().name if link.exists() else ""
+
+
+def override(bdf: str) -> str:
+    """The only driver that may take a device, "" for any."""
+    text = (PCI / "devices" / bdf / "driver_override").read_text().strip()
+    return "" if text == "(null)" else text
+
+
+def plain(link: Netdev) -> dict[str, Any]:
+    """What somebody can have set of an interface."""
+    return {
+        "ifname": link.name,
+        "mac": link.mac,
+        "mtu": link.mtu,
+        "up": link.up,
+        "altnames": sorted(link.altnames),
+    }
 
 
 def bind(bdf: str, name: str) -> None:
@@ -123,13 +186,20 @@ class Hardware:
     def __init__(self) -> None:
         *self.cards, self.shared = sorted(plugged(), key=lambda card: card.plug)
 
-    def restore(self) -> None:
-        """As it was at boot: no VFs, links up."""
+    def create(self, *counts: int) -> list[list[str]]:
+        """VFs of the first cards, with carriers; their addresses."""
+        made = [card.create(count) for card, count in zip(self.cards, counts, strict=False)]
+        self.wait_for_carriers()
+        return made
+
+    def wait_for_carriers(self) -> None:
+        """igb drops them as the number of VFs changes."""
+        until(lambda: all(card.carrier for card in self.cards), "carriers")
+
+    def restore(self, *, keep: bool = False) -> None:
+        """As it was at boot: no VFs (`keep`: none that something was done to), links up."""
         for card in plugged():
-            if card.count:
-                for index in range(card.count):
-                    if driver(card.vf(index)) not in ("igbvf", ""):
-                        bind(card.vf(index), "")
+            if card.count and not (keep and card.untouched):
                 card.write("sriov_numvfs", 0)
             if not card.up:
                 run(f"ip link set {card.netdev} up")
@@ -141,7 +211,7 @@ class Space:
     def __init__(self) -> None:
         self.name = f"vm-{uuid.uuid4().hex[:8]}"
         self.path = namespaces.create(self.name)
-        run(f"ip -n {self.name} link set lo up")
+        KERNEL.change(self.path, _LO, Change(up=True))
 
     def take(self, netdev: str, address: str) -> None:
         """The interface, as net1, up, with an address."""

@@ -44,8 +44,8 @@ class PoolStage:
     def __init__(self, hardware: Hardware) -> None:
         left, right = hardware.cards[:2]
         names = {"LEFT-BDF": left.bdf, "RIGHT-BDF": right.bdf}
-        names |= {f"LEFT{number}": bdf for number, bdf in enumerate(left.create(3))}
-        names |= {f"RIGHT{number}": bdf for number, bdf in enumerate(right.create(2))}
+        for side, vfs in zip(("LEFT", "RIGHT"), hardware.create(3, 2), strict=True):
+            names |= {f"{side}{number}": bdf for number, bdf in enumerate(vfs)}
         bind(names["LEFT2"], "vfio-pci")
         self._group = (Path("/sys/bus/pci/devices") / names["LEFT2"] / "iommu_group").readlink().name
         self._names = {**names, "LEFT": left.netdev, "RIGHT": right.netdev}

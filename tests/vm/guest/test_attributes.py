@@ -18,10 +18,9 @@ def netlink() -> Iterator[socket.socket]:
         yield made
 
 
-def test_every_setting_reads_back_and_only_on_its_vf(hardware: Hardware, netlink: socket.socket) -> None:
-    card = hardware.cards[0]
-    card.create(3)
-    until(lambda: card.carrier, "the carrier, which igb drops to make VFs: it refuses rates without one")
+def test_every_setting_reads_back_and_only_on_its_vf(kept: Hardware, netlink: socket.socket) -> None:
+    card = kept.cards[0]
+    card.have(3)
     index = card.ifindex
     first = vfs.read(netlink, index)
     assert sorted(first) == [0, 1, 2]
@@ -57,16 +56,9 @@ def test_every_setting_reads_back_and_only_on_its_vf(hardware: Hardware, netlink
     assert vfs.read(netlink, index) == first
 
 
-def test_no_mac_means_that_the_vf_chooses(hardware: Hardware, netlink: socket.socket) -> None:
-    card = hardware.cards[0]
-    card.create(1)
-    vfs.apply(netlink, card.ifindex, 0, vfs.SetMac(mac=vfs.NO_MAC))
-    assert vfs.read(netlink, card.ifindex)[0].mac == vfs.NO_MAC
-
-
-def test_what_the_hardware_refuses_changes_nothing(hardware: Hardware, netlink: socket.socket) -> None:
-    card = hardware.cards[0]
-    card.create(1)
+def test_what_the_hardware_refuses_changes_nothing(kept: Hardware, netlink: socket.socket) -> None:
+    card = kept.cards[0]
+    card.have(3)
     before = vfs.read(netlink, card.ifindex)
     refusals: list[tuple[int, vfs.Step, int]] = [
         (0, vfs.SetVlan(vlan=5, proto=vfs.QINQ), errno.EPROTONOSUPPORT),
@@ -82,9 +74,9 @@ def test_what_the_hardware_refuses_changes_nothing(hardware: Hardware, netlink: 
     assert vfs.read(netlink, card.ifindex) == before
 
 
-def test_a_rate_is_refused_while_the_cable_is_out(hardware: Hardware, netlink: socket.socket, qemu: Emulator) -> None:
-    card = hardware.cards[0]
-    card.create(1)
+def test_a_rate_is_refused_while_the_cable_is_out(kept: Hardware, netlink: socket.socket, qemu: Emulator) -> None:
+    card = kept.cards[0]
+    card.have(3)
     qemu("set_link", name=card.plug, up=False)
     try:
         until(lambda: not card.carrier, "the carrier to go")
@@ -96,3 +88,11 @@ def test_a_rate_is_refused_while_the_cable_is_out(hardware: Hardware, netlink: s
     until(lambda: card.carrier, "the carrier")
     vfs.apply(netlink, card.ifindex, 0, vfs.SetRate(min_tx=0, max_tx=200))
     assert vfs.read(netlink, card.ifindex)[0].max_tx == 200
+    vfs.apply(netlink, card.ifindex, 0, vfs.SetRate(min_tx=0, max_tx=0))
+
+
+def test_no_mac_means_that_the_vf_chooses(kept: Hardware, netlink: socket.socket) -> None:
+    card = kept.cards[0]
+    card.have(3)
+    vfs.apply(netlink, card.ifindex, 0, vfs.SetMac(mac=vfs.NO_MAC))
+    assert vfs.read(netlink, card.ifindex)[0].mac == vfs.NO_MAC

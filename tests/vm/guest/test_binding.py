@@ -62,9 +62,9 @@ def look(card: Card, index: int) -> tuple[str, str, str, str]:
     return driver(bdf), override, Kernel().admin_mac(card.bdf, index), address
 
 
-async def test_the_kernel_finds_the_group_viable_and_the_port_has_the_mac(hardware: Hardware, tmp_path: Path) -> None:
-    card = hardware.cards[0]
-    bdf = card.create(2)[0]
+async def test_the_kernel_finds_the_group_viable_and_the_port_has_the_mac(kept: Hardware, tmp_path: Path) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
     before = look(card, 0)
     async with binder(tmp_path) as tool:
         await tool.apply_bind(await tool.plan(bdf, VFIO))
@@ -77,34 +77,18 @@ async def test_the_kernel_finds_the_group_viable_and_the_port_has_the_mac(hardwa
     assert look(card, 0) == before
 
 
-async def test_an_interface_with_an_address_is_not_taken(hardware: Hardware, tmp_path: Path) -> None:
-    card = hardware.cards[0]
-    bdf = card.create(1)[0]
-    run(f"ip link set {card.vf_netdev(0)} up")
-    run(f"ip addr add 10.77.0.1/24 dev {card.vf_netdev(0)}")
+async def test_an_interface_with_an_address_is_not_taken(kept: Hardware, tmp_path: Path) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
+    name = card.vf_netdev(0)
+    run(f"ip link set {name} up")
+    run(f"ip addr add 10.77.0.1/24 dev {name}")
     async with binder(tmp_path) as tool:
         plan = await tool.plan(bdf, VFIO)
         assert any("10.77.0.1/24" in reason for reason in plan.refusals), plan
     assert driver(bdf) == "igbvf"
-
-
-async def test_vfs_removed_under_a_program_leave_nothing_to_put_back(hardware: Hardware, tmp_path: Path) -> None:
-    """The kernel waits for the program; meanwhile nobody else does."""
-    card = hardware.cards[0]
-    bdf = card.create(1)[0]
-    async with binder(tmp_path) as tool:
-        await tool.apply_bind(await tool.plan(bdf, VFIO))
-        with opened(bdf):
-            removal = subprocess.Popen(["sh", "-c", f"echo 0 > {card.path}/sriov_numvfs"])
-            await anyio.sleep(0.5)
-            waits = removal.poll() is None
-            with anyio.move_on_after(5) as scope:
-                outcome = await tool.recover()
-        assert await anyio.to_thread.run_sync(removal.wait, 20) == 0
-        assert waits
-        assert not scope.cancelled_caught
-        assert outcome == {bdf: None}
-        assert await tool.records() == {}
+    run(f"ip addr flush dev {name}")
+    run(f"ip link set {name} down")
 
 
 class DoomedBinding(Kernel):
@@ -160,9 +144,9 @@ def dies(directory: Path, bdf: str, step: int, *, back: bool) -> bool:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, from Python 3.12 on
 @pytest.mark.parametrize("back", [False, True], ids=["bind", "restore"])
-def test_killed_between_any_two_steps(hardware: Hardware, tmp_path: Path, back: bool) -> None:
-    card = hardware.cards[0]
-    bdf = card.create(1)[0]
+def test_killed_between_any_two_steps(kept: Hardware, tmp_path: Path, back: bool) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
     before = look(card, 0)
     steps = 0
     while True:
@@ -176,3 +160,22 @@ def test_killed_between_any_two_steps(hardware: Hardware, tmp_path: Path, back: 
         steps += 1
     # The record, MAC, override, unbind and probe; on the way back the interface's own MAC, if it came with another.
     assert steps in ((5, 6) if back else (5,))
+
+
+async def test_vfs_removed_under_a_program_leave_nothing_to_put_back(kept: Hardware, tmp_path: Path) -> None:
+    """The kernel waits for the program; meanwhile nobody else does."""
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
+    async with binder(tmp_path) as tool:
+        await tool.apply_bind(await tool.plan(bdf, VFIO))
+        with opened(bdf):
+            removal = subprocess.Popen(["sh", "-c", f"echo 0 > {card.path}/sriov_numvfs"])
+            await anyio.sleep(0.5)
+            waits = removal.poll() is None
+            with anyio.move_on_after(5) as scope:
+                outcome = await tool.recover()
+        assert await anyio.to_thread.run_sync(removal.wait, 20) == 0
+        assert waits
+        assert not scope.cancelled_caught
+        assert outcome == {bdf: None}
+        assert await tool.records() == {}

@@ -3,7 +3,6 @@
 What sriov-cni does was written down in this machine, where it is run anew when it came along (see tests/vm/peers.py).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ SRIOV_CNI = Upstream("sriov", "sriov")
 
 
 @pytest.fixture(scope="module")
-def stage(links_up: None) -> Iterator[Stage]:
-    hardware = Hardware()
-    yield Stage(hardware)
-    hardware.restore()
+def stage(links_up: None) -> Stage:
+    return Stage(Hardware())
 
 
 @SRIOV_CNI.for_ours(ROWS)

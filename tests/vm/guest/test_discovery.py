@@ -13,7 +13,7 @@ from devices.errors import KernelError
 from devices.inventory import PF, VF, Inventory
 from devices.linux.sysfs import Sysfs
 from devices.linux.uevents import RESCAN, Uevents
-from tests.vm.guest.hardware import Emulator, Hardware, Space, bind, run, until
+from tests.vm.guest.hardware import Card, Emulator, Hardware, Space, bind, run, until
 
 SYSFS = Sysfs()
 
@@ -23,6 +23,7 @@ def now() -> Inventory:
 
 
 def test_the_cards_as_they_were_plugged_in(hardware: Hardware) -> None:
+    hardware.wait_for_carriers()
     found = now()
     assert {pf.bdf for pf in found.pfs} >= {card.bdf for card in (*hardware.cards, hardware.shared)}
     for card in hardware.cards:
@@ -35,7 +36,7 @@ def test_the_cards_as_they_were_plugged_in(hardware: Hardware) -> None:
         assert pf.iommu_group is not None
 
 
-def test_vfs_are_found_with_number_driver_interface_and_group(hardware: Hardware) -> None:
+def test_vfs_are_found_with_number_driver_interface_and_group_and_stay_as_many(hardware: Hardware) -> None:
     card = hardware.cards[0]
     SYSFS.set_numvfs(card.bdf, 7)
     run("udevadm settle --timeout=20")  # else an interface may be renamed between two looks
@@ -50,8 +51,18 @@ def test_vfs_are_found_with_number_driver_interface_and_group(hardware: Hardware
         ("igbvf", card.netdev, "8086", "10ca")
     }
     assert len({vf.iommu_group for vf in pf.vfs}) == 7
+    refused(card, 3, errno.EBUSY)
     SYSFS.set_numvfs(card.bdf, 0)
     until(lambda: now().vfs == (), "the VFs to be gone")
+    refused(card, 8, errno.ERANGE)
+
+
+def refused(card: Card, count: int, code: int) -> None:
+    """The kernel does not set that number, and it is said what that means."""
+    with pytest.raises(KernelError) as caught:
+        SYSFS.set_numvfs(card.bdf, count)
+    assert caught.value.code == code
+    assert caught.value.hint
 
 
 def link_of(known: Inventory, bdf: str) -> str:
@@ -93,6 +104,7 @@ async def test_events_one_by_one_lead_to_what_a_full_pass_sees(hardware: Hardwar
 @pytest.mark.anyio
 async def test_a_pulled_cable_is_heard_of(hardware: Hardware, qemu: Emulator) -> None:
     card = hardware.cards[0]
+    hardware.wait_for_carriers()
     async with Uevents() as events:
         await anyio.to_thread.run_sync(partial(qemu, "set_link", name=card.plug, up=False))
         known = await follow(events, now(), lambda each: link_of(each, card.bdf) == "down")
@@ -116,18 +128,6 @@ def test_a_vf_in_a_pod_is_known_and_has_no_interface_here(hardware: Hardware, sp
     vf = now().by_bdf[bdf]
     assert isinstance(vf, VF)
     assert (vf.netdev, vf.driver, vf.index) == ("", "igbvf", 0)
-
-
-def test_refusals_say_what_they_mean(hardware: Hardware) -> None:
-    card = hardware.cards[0]
-    SYSFS.set_numvfs(card.bdf, 2)
-    for count, code in ((3, errno.EBUSY), (8, errno.ERANGE)):
-        if code == errno.ERANGE:
-            SYSFS.set_numvfs(card.bdf, 0)
-        with pytest.raises(KernelError) as refused:
-            SYSFS.set_numvfs(card.bdf, count)
-        assert refused.value.code == code
-        assert refused.value.hint
 
 
 def test_the_card_with_the_way_out_is_guarded(hardware: Hardware) -> None:

@@ -30,9 +30,9 @@ def binder(records: Records) -> Binder:
 
 
 @pytest.mark.anyio
-async def test_bound_and_put_back_as_it_was(hardware: Hardware, records: Records) -> None:
-    card = hardware.cards[0]
-    bdf = card.create(2)[0]
+async def test_bound_and_put_back_as_it_was(kept: Hardware, records: Records) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
     name = card.vf_netdev(0)
     mac = run(f"cat /sys/class/net/{name}/address")
     made = binder(records)
@@ -50,8 +50,8 @@ async def test_bound_and_put_back_as_it_was(hardware: Hardware, records: Records
 
 
 @pytest.mark.anyio
-async def test_a_vf_whose_group_has_others_is_refused(hardware: Hardware, records: Records) -> None:
-    first, second = hardware.shared.create(2)
+async def test_a_vf_whose_group_has_others_is_refused(kept: Hardware, records: Records) -> None:
+    first, second = kept.shared.have(2)
     made = binder(records)
     plan = await made.plan(first, VFIO)
     (reason,) = plan.refusals
@@ -63,11 +63,12 @@ async def test_a_vf_whose_group_has_others_is_refused(hardware: Hardware, record
     # The kernel is of the same opinion.
     bind(first, VFIO)
     assert is_viable(node_of(first)) is False
+    bind(first, "")
 
 
 @pytest.mark.anyio
-async def test_a_held_vf_is_not_taken_from_its_holder(hardware: Hardware, records: Records) -> None:
-    bdf = hardware.cards[0].create(1)[0]
+async def test_a_held_vf_is_not_taken_from_its_holder(kept: Hardware, records: Records) -> None:
+    bdf = kept.cards[0].have(2)[0]
     made = binder(records)
     await made.apply_bind(await made.plan(bdf, VFIO))
     held = os.open(node_of(bdf), os.O_RDWR)
@@ -97,10 +98,10 @@ def row(text: str, bdf: str) -> str:
     return next(" ".join(line.split()) for line in text.splitlines() if line.startswith(bdf))
 
 
-def test_by_hand(hardware: Hardware, tmp_path: Path) -> None:
+def test_by_hand(kept: Hardware, tmp_path: Path) -> None:
     """What an admin does, and what he is told."""
-    card = hardware.cards[0]
-    bdfs = card.create(2)
+    card = kept.cards[0]
+    bdfs = card.have(2)
     first, second = bdfs
     names, groups = [card.vf_netdev(index) for index in range(2)], [node_of(bdf).name for bdf in bdfs]
     numa = (PCI / "devices" / first / "numa_node").read_text().strip().replace("-1", "-")

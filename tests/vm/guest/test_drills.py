@@ -78,10 +78,10 @@ def test_killed_before_any_step(card: Card, space: Callable[[], Space], tmp_path
 
 @pytest.mark.anyio
 async def test_vfs_are_taken_away_while_pods_have_them(
-    hardware: Hardware, space: Callable[[], Space], tmp_path: Path
+    kept: Hardware, space: Callable[[], Space], tmp_path: Path
 ) -> None:
-    card = hardware.cards[0]
-    vfs = await with_carrier_meanwhile(card, 2)
+    card = kept.cards[0]
+    vfs = card.have(2)
     first = shape(card)
     pods = [space(), space()]
     async with delegate(tmp_path) as sriov:
@@ -119,7 +119,7 @@ async def test_fourteen_vfs_in_random_order_at_once(
     """Each is attached and detached --rounds times, six at a time."""
     rounds: int = pytestconfig.getoption("rounds")
     cards = hardware.cards[:2]
-    vfs = [bdf for card in cards for bdf in await with_carrier_meanwhile(card, 7)]
+    vfs = [bdf for each in hardware.create(7, 7) for bdf in each]
     before = [look(card) for card in cards]
     pods = {bdf: space() for bdf in vfs}
     chance = random.Random(SEED)

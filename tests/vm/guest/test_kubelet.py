@@ -14,7 +14,7 @@ from multus.cli.box import Sandbox
 from multus.kube.objects import Pod
 from tests.fake_apiserver import NETWORK_STATUS, FakeApiServer
 from tests.fake_kubelet import FakeKubelet
-from tests.vm.guest.attached import look, with_carrier
+from tests.vm.guest.attached import look
 from tests.vm.guest.hardware import Hardware, until
 from tests.vm.guest.node import Node, pings
 
@@ -111,8 +111,7 @@ def cluster(tmp_path: Path, hardware: Hardware) -> Iterator[Cluster]:
 
 def test_pods_with_two_vfs_each(cluster: Cluster, hardware: Hardware) -> None:
     cards = hardware.cards[:2]
-    for card in cards:
-        with_carrier(card, 2)
+    hardware.create(2, 2)
     before = [look(card) for card in cards]
     cluster.do(cluster.make_network("near", "vm.example/left", vlan=100, spoofchk="on"))
     cluster.do(cluster.make_network("far", "vm.example/right", vlan=100))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +22,13 @@ POOLS = {
 }
 
 
-@pytest.fixture
-def node(tmp_path: Path, hardware: Hardware) -> Iterator[Node]:
-    """multusd runs on the machine; the cards are put back after it has gone."""
-    pools = tmp_path / "pools.json"
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, links_up: None) -> Iterator[Node]:
+    """multusd runs on the machine, for one test after the other."""
+    directory = tmp_path_factory.mktemp("node")
+    pools = directory / "pools.json"
     pools.write_text(json.dumps(POOLS))
-    with Node(tmp_path / "node", settings={"deviceConfig": str(pools)}) as made:
+    with Node(directory / "node", settings={"deviceConfig": str(pools)}) as made:
         made.start()
         yield made
 
@@ -59,9 +59,7 @@ def network(node: Node, name: str, resource: str, subnet: str, **keys: Any) -> N
 def test_pods_with_two_vfs_each_talk_over_the_wire(node: Node, hardware: Hardware) -> None:
     """Pools, devices given out, the delegate, addresses, status; then everything back."""
     left, right = hardware.cards[:2]
-    left.create(2)
-    right.create(2)
-    until(lambda: left.carrier and right.carrier, "the carriers")
+    hardware.create(2, 2)
     before = {card.bdf: KERNEL.states(card.ifindex) for card in (left, right)}
     names = {card.vf_netdev(index) for card in (left, right) for index in range(2)}
     network(node, "near", "left", "10.9.0.0/24", vlan=100, spoofchk="on")

@@ -32,8 +32,6 @@ from tests.vm.guest.attached import (
     delegate,
     look,
     state,
-    with_carrier,
-    with_carrier_meanwhile,
 )
 from tests.vm.guest.hardware import PCI, Card, Hardware, Space, driver, run, until
 
@@ -51,10 +49,10 @@ async def as_before(card: Card, before: object) -> None:
 
 
 @pytest.mark.anyio
-async def test_bound_for_the_pod_and_back(hardware: Hardware, space: Callable[[], Space], tmp_path: Path) -> None:
-    card = hardware.cards[0]
-    await with_carrier_meanwhile(card, 2)
-    bdf, before, pod = card.vf(0), look(card), space()
+async def test_bound_for_the_pod_and_back(kept: Hardware, space: Callable[[], Space], tmp_path: Path) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
+    before, pod = look(card), space()
     async with delegate(tmp_path) as sriov:
         (interface,) = (await sriov.add(pod.path, bdf, **WANTED)).interfaces
         assert (interface.name, interface.mac, interface.pci_id) == ("net1", MAC, bdf)
@@ -71,11 +69,11 @@ async def test_bound_for_the_pod_and_back(hardware: Hardware, space: Callable[[]
 
 @pytest.mark.anyio
 async def test_a_held_vf_stays_and_its_holder_is_named(
-    hardware: Hardware, space: Callable[[], Space], tmp_path: Path
+    kept: Hardware, space: Callable[[], Space], tmp_path: Path
 ) -> None:
-    card = hardware.cards[0]
-    await with_carrier_meanwhile(card, 1)
-    bdf, before, pod = card.vf(0), look(card), space()
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
+    before, pod = look(card), space()
     async with delegate(tmp_path) as sriov:
         await sriov.add(pod.path, bdf, **WANTED)
         held = os.open(node_of(bdf), os.O_RDWR)
@@ -90,39 +88,27 @@ async def test_a_held_vf_stays_and_its_holder_is_named(
 
 
 @pytest.mark.anyio
-async def test_what_cannot_be_bound_is_left_alone(
-    hardware: Hardware, space: Callable[[], Space], tmp_path: Path
-) -> None:
+async def test_what_cannot_be_bound_is_left_alone(kept: Hardware, space: Callable[[], Space], tmp_path: Path) -> None:
     """Not from a group with others in it, not an interface with an address; and nothing is left of the attempt."""
     pod = space()
     async with delegate(tmp_path) as sriov:
-        shared = (await anyio.to_thread.run_sync(hardware.shared.create, 2))[0]
-        before = look(hardware.shared)
+        shared = kept.shared.have(2)[0]
+        before = look(kept.shared)
         with pytest.raises(NodeError, match="is not viable"):
             await sriov.add(pod.path, shared, **WANTED)
-        assert look(hardware.shared) == before
-        card = hardware.cards[0]
-        await with_carrier_meanwhile(card, 1)
-        run(f"ip link set {card.vf_netdev(0)} up")
-        run(f"ip addr add 10.78.0.1/24 dev {card.vf_netdev(0)}")
+        assert look(kept.shared) == before
+        card = kept.cards[0]
+        card.have(2)
+        name = card.vf_netdev(0)
+        run(f"ip link set {name} up")
+        run(f"ip addr add 10.78.0.1/24 dev {name}")
         before = look(card)
         with pytest.raises(NodeError, match=r"10\.78\.0\.1/24"):
             await sriov.add(pod.path, card.vf(0), **WANTED)
         assert look(card) == before
         assert await sriov.on_record() == []
-
-
-@pytest.mark.anyio
-async def test_vfs_removed_under_the_pod(hardware: Hardware, space: Callable[[], Space], tmp_path: Path) -> None:
-    card = hardware.cards[0]
-    await with_carrier_meanwhile(card, 1)
-    bdf, pod = card.vf(0), space()
-    async with delegate(tmp_path) as sriov:
-        await sriov.add(pod.path, bdf, **WANTED)
-        await anyio.to_thread.run_sync(card.write, "sriov_numvfs", 0)
-        await sriov(Command.DEL, pod.path, bdf, **WANTED)
-        assert await sriov.on_record() == []
-        assert await Binder(Kernel(), sriov.journal.records).records() == {}
+    run(f"ip addr flush dev {name}")
+    run(f"ip link set {name} down")
 
 
 class DoomedBinding(Kernel):
@@ -192,10 +178,10 @@ def dies(directory: Path, command: Command, space: str, bdf: str, step: int) -> 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, from Python 3.12 on
 @pytest.mark.parametrize("command", [Command.ADD, Command.DEL])
-def test_killed_at_any_step(hardware: Hardware, space: Callable[[], Space], tmp_path: Path, command: Command) -> None:
-    card = hardware.cards[0]
-    with_carrier(card, 1)
-    bdf, before, pod = card.vf(0), look(card), space()
+def test_killed_at_any_step(kept: Hardware, space: Callable[[], Space], tmp_path: Path, command: Command) -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
+    before, pod = look(card), space()
     started, steps = partial(delegate, tmp_path), 0
     assert LinuxKernel().device(bdf) is not None
     while True:
@@ -210,3 +196,15 @@ def test_killed_at_any_step(hardware: Hardware, space: Callable[[], Space], tmp_
         steps += 1
     # Two records, the MAC, driver_override, unbind, probe and the VLAN; the interface's own MAC on the way back.
     assert steps in ((7,) if command is Command.ADD else (7, 8))
+
+
+@pytest.mark.anyio
+async def test_vfs_removed_under_the_pod(kept: Hardware, space: Callable[[], Space], tmp_path: Path) -> None:
+    card = kept.cards[0]
+    bdf, pod = card.have(2)[0], space()
+    async with delegate(tmp_path) as sriov:
+        await sriov.add(pod.path, bdf, **WANTED)
+        await anyio.to_thread.run_sync(card.write, "sriov_numvfs", 0)
+        await sriov(Command.DEL, pod.path, bdf, **WANTED)
+        assert await sriov.on_record() == []
+        assert await Binder(Kernel(), sriov.journal.records).records() == {}

@@ -71,12 +71,15 @@ def mtu(bdf: str) -> int:
     return next((int(path.read_text()) for path in (PCI / "devices" / bdf).glob("net/*/mtu")), 0)
 
 
-@pytest.fixture
-def managed(tmp_path: Path, hardware: Hardware) -> Iterator[Managed]:
-    """multusd runs with an empty folder of policies; the cards are put back after it has gone."""
-    folder = tmp_path / "policies"
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory: pytest.TempPathFactory, links_up: None) -> Iterator[Managed]:
+    """multusd runs with a folder of policies, which is empty at first: there are no VFs then."""
+    hardware = Hardware()
+    hardware.restore()
+    directory = tmp_path_factory.mktemp("managed")
+    folder = directory / "policies"
     folder.mkdir()
-    with Node(tmp_path / "node") as node:
+    with Node(directory / "node") as node:
         node.configure(policies=str(folder))
         node.start()
         yield Managed(node, folder, hardware)
@@ -100,16 +103,17 @@ def test_policies_make_vfs_and_leave_those_that_are_held(managed: Managed) -> No
     conf = {"cniVersion": "1.0.0", "type": "host-device", "ipam": ipam}
     managed.node.nad("vf", conf, annotations=annotations)
     pod = managed.node.pod("pod", annotations={"k8s.v1.cni.cncf.io/networks": "vf"})
-    managed.attach(pod)
-    held = next(one.vf(index) for index in range(2) if not one.vf_netdev(index))
+    try:
+        managed.attach(pod)
+        held = next(one.vf(index) for index in range(2) if not one.vf_netdev(index))
 
-    managed.write(("net", one.netdev, 2, {"mtu": 2000}), ("two", two.netdev, 3, {}))
-    managed.wait(two, *[("igbvf", 1500)] * 3)  # the other card does not wait
-    until(lambda: f"1 of its 4 VFs is in use: {held} by pod default/pod (net1)" in managed.log, lambda: managed.log)
-    assert one.count == 4
-    assert driver(one.vf(2)) == "vfio-pci"
-
-    managed.node.cni("DEL", pod)
+        managed.write(("net", one.netdev, 2, {"mtu": 2000}), ("two", two.netdev, 3, {}))
+        managed.wait(two, *[("igbvf", 1500)] * 3)  # the other card does not wait
+        until(lambda: f"1 of its 4 VFs is in use: {held} by pod default/pod (net1)" in managed.log, lambda: managed.log)
+        assert one.count == 4
+        assert driver(one.vf(2)) == "vfio-pci"
+    finally:
+        managed.node.cni("DEL", pod)
     managed.wait(one, ("igbvf", 2000), ("igbvf", 2000))
 
 

@@ -3,7 +3,6 @@
 What upstream does was written down in this machine, where it is run anew when it came along (see tests/vm/peers.py).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ SRIOVDP = Upstream("pools", "sriovdp")
 
 
 @pytest.fixture(scope="module")
-def stage(links_up: None) -> Iterator[PoolStage]:
+def stage(links_up: None) -> PoolStage:
     hardware = Hardware()
-    yield PoolStage(hardware)
     hardware.restore()
+    return PoolStage(hardware)
 
 
 @SRIOVDP.for_ours(POOL_ROWS)

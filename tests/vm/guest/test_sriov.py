@@ -44,13 +44,6 @@ def states(card: Card) -> dict[int, vfs.VFState]:
     return dict(KERNEL.states(card.ifindex))
 
 
-async def with_carrier(card: Card, count: int) -> list[str]:
-    """VFs, and a carrier again: igb drops it to make them, and refuses rates without one."""
-    made = await anyio.to_thread.run_sync(card.create, count)
-    await anyio.to_thread.run_sync(until, lambda: card.carrier, "the carrier")
-    return made
-
-
 def link(space: Space) -> Any:
     """The pod's net1, None when it has none."""
     found = json.loads(run(f"ip -n {space.name} -j link"))
@@ -61,7 +54,7 @@ async def test_what_was_asked_for_is_there_and_goes_again(
     hardware: Hardware, space: Callable[[], Space], records: Records
 ) -> None:
     near, far = hardware.cards[:2]
-    (one, _), (two,) = await with_carrier(near, 2), await with_carrier(far, 1)
+    (one, _), (two,) = hardware.create(2, 1)
     before = states(near), states(far)
     names = near.vf_netdev(0), far.vf_netdev(0)
     macs = [run(f"cat /sys/class/net/{name}/address") for name in names]

@@ -29,9 +29,9 @@ def viable(opened: int) -> bool:
     return bool(struct.unpack("=II", status)[1] & VIABLE)
 
 
-def test_vfs_cannot_go_while_a_program_holds_one(hardware: Hardware, heard: "Heard") -> None:
-    card = hardware.cards[0]
-    bdf = card.create(2)[0]
+def test_vfs_cannot_go_while_a_program_holds_one(kept: Hardware, heard: "Heard") -> None:
+    card = kept.cards[0]
+    bdf = card.have(2)[0]
     bind(bdf, "vfio-pci")
     heard.wait("bind", "pci", bdf, "vfio-pci")
     until(lambda: group(bdf).exists(), "the group's device")

@@ -35,6 +35,8 @@ NEAR_VLAN, FAR_VLAN = 100, 200
 MEMORY_MB: Final = 128
 PACKETS: Final = 10_000
 SNMP: Final = 161
+PROCESSOR: Final = Path("/sys/devices/system/cpu/cpu1/online")
+"""Off until here, and on from here on: with one processor a kernel does less."""
 
 
 def documents(name: str) -> dict[str, dict[str, Any]]:
@@ -123,6 +125,7 @@ class Firewall:
 def vfw(tmp_path: Path, hardware: Hardware) -> Iterator[Firewall]:
     """A node with hugepages, the pool of the example and a policy in place of its other; nothing runs yet."""
     _, outer, inner, _ = hardware.cards
+    PROCESSOR.write_text("1")
     inner.create(1)
     outer.create(1)
     config = json.loads(documents("pools.yaml")["ConfigMap/multus-devices"]["data"]["config.json"])

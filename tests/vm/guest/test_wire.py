@@ -35,8 +35,7 @@ def frame(card: Card, source: str, send: Callable[[], object]) -> str:
 
 def test_frames_pass_inside_a_card_and_over_the_wire(hardware: "Hardware", space: "Callable[[], Space]") -> None:
     near, far = hardware.cards[:2]
-    near.create(2)
-    far.create(1)
+    hardware.create(2, 1)
     first, second, third = space(), space(), space()
     first.take(near.vf_netdev(0), "10.9.0.1/24")
     second.take(near.vf_netdev(1), "10.9.0.2/24")
