@@ -18,7 +18,7 @@ import msgspec
 from benchmarks import limit, peers, servers
 from benchmarks.attach import memory, secondary
 from benchmarks.bars import Bar, judge
-from benchmarks.nodes import DEFAULT, Thin, Upstream
+from benchmarks.nodes import DEFAULT, Node, Thin, Upstream
 from benchmarks.phases import Shares, collect, print_shares, shares
 from benchmarks.plot import draw
 from benchmarks.rows import Memory, Row, make_row, print_limits, print_machine, print_rows
@@ -137,9 +137,9 @@ def _sides(scratch: Path, stack: ExitStack, chosen: argparse.Namespace) -> list[
     server = servers.choose(chosen.apiserver)
     programs: Mapping[str, object] = {"manifests": "", "nativeDelegates": []}
     settings = programs if chosen.native == "off" else {"manifests": ""}
-    boxes: list[tuple[str, Box]] = [("ours", Box(scratch / "ours", default=DEFAULT, settings=settings))]
+    boxes: list[tuple[str, Box]] = [("ours", Node(scratch / "ours", default=DEFAULT, settings=settings))]
     if chosen.native == "both":
-        boxes.append(("programs", Box(scratch / "programs", default=DEFAULT, settings=programs)))
+        boxes.append(("programs", Node(scratch / "programs", default=DEFAULT, settings=programs)))
     if not chosen.ours:
         try:
             print(f"upstream {peers.VERSION}: looking for it, or building it ...", flush=True)
@@ -156,10 +156,10 @@ def _sides(scratch: Path, stack: ExitStack, chosen: argparse.Namespace) -> list[
 
 
 def _limits(scratch: Path, stack: ExitStack, networks: Mapping[str, Mapping[str, Any]]) -> list[Contender]:
-    by_hand = limit.ByHand(stack.enter_context(limit.Node(scratch / "by-hand")), networks)
+    by_hand = limit.ByHand(stack.enter_context(limit.Bare(scratch / "by-hand")), networks)
     made: list[Contender] = [by_hand]
     for kind in (limit.Kernel, limit.KernelAtOnce):
-        kernel = kind(stack.enter_context(limit.Node(scratch / kind.name)), networks)
+        kernel = kind(stack.enter_context(limit.Bare(scratch / kind.name)), networks)
         stack.callback(kernel.close)
         made.append(kernel)
     return made

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import bare
-from benchmarks.nodes import DEFAULT
+from benchmarks.nodes import DEFAULT, Node
 from benchmarks.side import Batch, check_addresses, check_empty
 from devices.linux import addressing, link_changes, netdevs, netns
 from multus.cli.box import Box, Sandbox, plugin_dir
@@ -164,7 +164,7 @@ class KernelAtOnce(Kernel):
                 raise RuntimeError(f"{self.name}: {sandbox.pod.name}: its interfaces cannot be removed together")
 
 
-class Node(Box):
+class Bare(Node):
     """A node without a daemon."""
 
     def __init__(self, directory: Path) -> None:

@@ -1,9 +1,10 @@
 """The nodes of upstream's two kinds, and what all nodes have."""
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from benchmarks import peers
 from multus.cli import runtime
@@ -24,7 +25,32 @@ DEFAULT: Mapping[str, object] = {
 """The default network: a bridge, with addresses for more pods than a node's share."""
 
 
-class Upstream(Box):
+class Node(Box):
+    """A node whose address files are in memory.
+
+    A file system on a disk looks past every inode that was freed within the last minute before it makes a file (ext4).
+    Here thousands are, so that each side would pay for the pods of the others.
+    """
+
+    def __enter__(self) -> Self:
+        self.ipam.mkdir(parents=True, exist_ok=True, mode=0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(self.ipam)], check=True)
+        try:
+            return super().__enter__()
+        except BaseException:
+            self._forget()
+            raise
+
+    def close(self) -> None:
+        """As a box's; the addresses are gone with it."""
+        super().close()
+        self._forget()
+
+    def _forget(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.ipam)], check=False, stderr=subprocess.DEVNULL)
+
+
+class Upstream(Node):
     """The node with upstream's thick daemon: it has no journal, and answers another probe."""
 
     probe = b"GET /healthz HTTP/1.1\r\nHost: box\r\n\r\n"

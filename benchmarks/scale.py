@@ -24,12 +24,11 @@ from benchmarks.bars import Bar
 from benchmarks.compare import OUT
 from benchmarks.curves import FEW, Point, flat, panels, slopes
 from benchmarks.endurance import Sample, endure
-from benchmarks.nodes import DEFAULT
+from benchmarks.nodes import DEFAULT, Node
 from benchmarks.phases import Shares, collect, shares
 from benchmarks.plot import page
 from benchmarks.side import Contender, Side
 from multus.cli import output
-from multus.cli.box import Box
 
 _PARTS: Final = ("networks", "nads", "attaches", "pods")
 _BATCH: Final = 8
@@ -91,7 +90,7 @@ def _arguments() -> argparse.Namespace:
 def _run(part: str, report: Report, chosen: argparse.Namespace, scratch: Path, stack: ExitStack) -> None:
     def node(name: str, networks: int) -> Side:
         settings = {"manifests": "", **({"nativeDelegates": []} if chosen.native == "off" else {})}
-        box = stack.enter_context(Box(scratch / name, default=DEFAULT, settings=settings))
+        box = stack.enter_context(Node(scratch / name, default=DEFAULT, settings=settings))
         side = Side(name, box, servers.choose(chosen.apiserver))
         stack.callback(side.close)
         side.start({f"n{number}": secondary(number) for number in range(1, networks + 1)})
