@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import bare
 from benchmarks.nodes import DEFAULT, Node
 from benchmarks.side import Batch, check_addresses, check_empty
-from devices.linux import addressing, link_changes, netdevs, netns
+from devices.linux import addressing, link_changes, netdevs, netns, rtnetlink
 from multus.cli.box import Box, Sandbox, plugin_dir
 from multus.kube.objects import Pod
 
@@ -130,7 +130,7 @@ class Kernel(_Limit):
                 assert made is not None
                 link_changes.join_bridge(self._node, made.index, self._bridge, hairpin=False)
                 eth0 = _up(inside, "eth0", f"10.244.{host}/16")
-                link_changes.add_route(inside, eth0, "0.0.0.0/0", _GATEWAY)
+                rtnetlink.change_all(inside, [link_changes.adding_route(eth0, "0.0.0.0/0", _GATEWAY)])
                 for number, _ in enumerate(self._wanted[sandbox.pod.name], 1):
                     name = f"net{number}"
                     link_changes.create_child(

@@ -256,16 +256,11 @@ def delete_all(connection: socket.socket, names: Collection[str]) -> bool:
     return True
 
 
-def add_route(connection: socket.socket, index: int, destination: str, gateway: str) -> None:
-    """Add a route of the main table over an interface, "" for no gateway, beside others to the same destination.
-
-    :raises KernelError: EEXIST for the very same, ENETUNREACH or EHOSTUNREACH for a gateway that is not on the link.
-    """
-    rtnetlink.change_all(connection, [adding_route(index, destination, gateway)])
-
-
 def adding_route(index: int, destination: str, gateway: str) -> rtnetlink.Request:
-    """The request of `add_route`."""
+    """The request for a route of the main table, "" for no gateway, beside others to the same destination.
+
+    It is refused with EEXIST for the very same, ENETUNREACH or EHOSTUNREACH for a gateway that is not on the link.
+    """
     network = ipaddress.ip_network(destination)
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
     body = _ROUTE.pack(family, network.prefixlen, 0, 0, MAIN, _BOOT, _UNIVERSE, _UNICAST, 0)
