@@ -197,7 +197,7 @@ class Lanes:
 class Gone:
     """The last containers, by interface name, of which nothing is left: runtimes repeat DELs, up to five times seen."""
 
-    _ROOM = 4096
+    _ROOM = 1024
 
     def __init__(self) -> None:
         self._keys: OrderedDict[tuple[str, str], None] = OrderedDict()
