@@ -171,11 +171,21 @@ async def _serve(directory: Path) -> None:
     tls.load_cert_chain(directory / "ca.crt", directory / "key.pem")
     server = _Standin()
     async with server.serving(port=PORT, tls=tls):
+        bookmarks = asyncio.create_task(_bookmarks(server))
         lines = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
         while line := await lines.readline():
             told: Mapping[str, Any] = json.loads(line)
             os.write(1, json.dumps(server.told(**told)).encode() + b"\n")
+        bookmarks.cancel()
+
+
+async def _bookmarks(server: _Standin) -> None:
+    """As the real one: a watch that is told nothing for longer is taken for dead."""
+    while True:
+        await asyncio.sleep(60)
+        for kind in _TYPES:
+            server.bookmark(kind)
 
 
 if __name__ == "__main__":
