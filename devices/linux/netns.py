@@ -27,10 +27,11 @@ T = TypeVar("T")
 
 DIRECTORY: Final = Path("/run/netns")
 """Where `ip netns` keeps the namespaces that have names."""
+HERE: Final = "/proc/thread-self/ns/net"
+"""The namespace that the calling thread is in."""
 
 logger = logging.getLogger(__name__)
 
-_HERE: Final = "/proc/thread-self/ns/net"
 _LEAVE_PAUSE: Final = 0.1  # seconds between two tries
 _NS_GET_NSTYPE = 0xB703
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.ESTALE})
@@ -99,7 +100,7 @@ def inside(path: str, descriptor: int, *, home: int = -1) -> Iterator[None]:
 
     :raises NamespaceError: it cannot be entered.
     """
-    back = home if home >= 0 else open_file(_HERE)
+    back = home if home >= 0 else open_file(HERE)
     try:
         try:
             syscalls.enter(descriptor)
@@ -238,7 +239,7 @@ def _go_back(home: int) -> None:
 def _make(path: str) -> None:
     try:
         syscalls.leave()
-        syscalls.bind_mount(_HERE, path)
+        syscalls.bind_mount(HERE, path)
     except OSError as error:
         raise _refused(path, error) from None
 

@@ -14,8 +14,6 @@ from devices.linux.netdevs import Change, Netdev
 from devices.linux.sysfs import PciRecord, Sysfs
 from devices.linux.vfs import Step, VFState
 
-_HERE = "/proc/thread-self/ns/net"
-
 
 class LinuxKernel:
     """Stands in the namespace of the thread that calls, which must be the host's; "" is that one."""
@@ -51,7 +49,7 @@ class LinuxKernel:
         """Move an interface to another namespace, under a name there."""
         with _socket(source) as connection:
             try:
-                descriptor = os.open(target or _HERE, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(target or namespaces.HERE, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 code = error.errno or 0
                 raise NamespaceError(f"network namespace {target}: {error.strerror}", code=code, gone=True) from None

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from devices.errors import NamespaceError
 from devices.linux import link_changes, netns, rtnetlink
-
-_NODE: Final = "/proc/thread-self/ns/net"
 
 
 class Visit:
@@ -67,7 +65,7 @@ class Visit:
     @cached_property
     def node_namespace(self) -> int:
         """A descriptor of the node's namespace."""
-        descriptor = netns.open_file(_NODE)
+        descriptor = netns.open_file(netns.HERE)
         self._held.callback(os.close, descriptor)
         return descriptor
 
@@ -88,11 +86,12 @@ class Visit:
         :raises KernelError: out of descriptors or memory.
         """
         try:
-            return self.pod is not None
+            self.pod  # noqa: B018 (to have it is the question)
         except NamespaceError as error:
             if error.retry:
                 raise
             return False
+        return True
 
     @contextmanager
     def inside(self) -> Iterator[None]:

@@ -33,7 +33,6 @@ from multus.errors import MultusError
 logger = logging.getLogger(__name__)
 
 _CLEANUP: Final = 60.0  # seconds that undoing may take when the caller has given up
-_HERE: Final = "/proc/thread-self/ns/net"
 _PCI = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 _USER_SPACE: Final = ("vfio-pci", "uio_pci_generic", "igb_uio")  # drivers under which there is no interface
 _KNOWN: Final = (
@@ -177,7 +176,7 @@ def _take(conf: HostDeviceConf, call: Call) -> bool:
         found = _look_for(node, conf)
         if found is None:
             return False
-        with _opened(call.netns) as pod, _opened(_HERE) as here:
+        with _opened(call.netns) as pod, _opened(netns.HERE) as here:
             link_changes.set_alias(node, found.index, found.name)
             try:
                 netdevs.move(node, found.index, pod, call.ifname)
@@ -228,7 +227,7 @@ def _bring_back(call: Call) -> bool:
         if error.gone:
             return True
         raise
-    with inside, rtnetlink.connect() as node, _opened(_HERE) as here, _opened(call.netns) as pod:
+    with inside, rtnetlink.connect() as node, _opened(netns.HERE) as here, _opened(call.netns) as pod:
         found = link_changes.find(inside, call.ifname)
         if found is None:
             return True
